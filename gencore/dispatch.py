@@ -1,0 +1,204 @@
+"""Chooses the implementation of an op, and says why.
+
+Every op has a name and an ordered table of implementations. ``impl="auto"`` takes the first one that accepts the
+arguments and is not known to be slower than plain PyTorch for them; any other value runs that implementation or
+raises, and never falls back. The choice can be made per call (``impl=``), per block (``with backend("triton"):``) or
+per process (environment variable ``GENCORE_BACKEND``), in this order of precedence.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gencore.extension import EXTENSION, HAVE_TRITON
+
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
+
+# Why an implementation cannot run these arguments (or is slower for them); None: it can (or is not).
+Reason = str | None
+Predicate = Callable[..., Reason]
+
+
+class UnsupportedImplementation(RuntimeError):
+    """An implementation was asked for by name and cannot run these arguments."""
+
+
+@contextmanager
+def backend(impl: str) -> Iterator[None]:
+    """Within the block, every op called with ``impl="auto"`` uses ``impl`` instead (in this thread).
+
+    Args:
+        impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
+
+    Raises:
+        ValueError: if ``impl`` is none of these.
+    """
+    _check_name(impl, "backend")
+    previous = _state.impl
+    _state.impl = impl
+    try:
+        yield
+    finally:
+        _state.impl = previous
+
+
+def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Which implementations of ``op`` exist, which accept these arguments, which one runs, and why.
+
+    Args:
+        op: the op's name, or its public function: ``"batch_norm_act"`` or ``gencore.functional.batch_norm_act``.
+        args, kwargs: what the op would be called with. Nothing is computed.
+
+    Returns:
+        An :class:`Explanation`; ``print`` it, or read ``.chosen`` and ``.rows``.
+
+    Raises:
+        ValueError: if there is no such op.
+    """
+    name = op if isinstance(op, str) else op.__name__
+    if name not in OPS:
+        raise ValueError(f"explain: there is no op {name!r}; there are {', '.join(sorted(OPS))}")
+    return OPS[name].explain(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One row of an op's table.
+
+    ``supports`` and ``slower`` are called with the op's own arguments (without ``impl``) and return a reason or None:
+    why the implementation cannot run them, and why ``auto`` passes it over although it could.
+    """
+
+    supports: Predicate
+    slower: Predicate = lambda *args, **kwargs: None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The answer of :func:`explain`: the choice and, for each implementation in order, accepted or not and why."""
+
+    op: str
+    requested: str
+    chosen: str | None
+    rows: tuple[tuple[str, bool, str], ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: impl={self.requested!r} runs {self.chosen!r}"]
+        for name, accepted, why in self.rows:
+            mark = "*" if name == self.chosen else ("+" if accepted else "-")
+            lines.append(f"  {mark} {name:<10} {why}")
+        return "\n".join(lines)
+
+
+class Op:
+    """An op's name and its implementations, in the order in which ``auto`` tries them; plain PyTorch comes last."""
+
+    def __init__(self, name: str, implementations: Mapping[str, Implementation]) -> None:
+        self.name = name
+        self.implementations = {**implementations, "reference": Implementation(lambda *args, **kwargs: None)}
+        OPS[name] = self
+
+    def select(self, impl: str, *args: Any, **kwargs: Any) -> str:
+        """The name of the implementation to run.
+
+        Raises:
+            ValueError: if ``impl`` is not a known name.
+            UnsupportedImplementation: if the one asked for cannot run these arguments.
+        """
+        if impl == "auto":
+            impl = _state.impl
+        if impl == "auto":
+            for name, candidate in self.implementations.items():
+                if candidate.supports(*args, **kwargs) is None and candidate.slower(*args, **kwargs) is None:
+                    return name
+        _check_name(impl, self.name)
+        candidate = self.implementations.get(impl, _ABSENT)
+        reason = candidate.supports(*args, **kwargs)
+        if reason is not None:
+            raise UnsupportedImplementation(f"{self.name}: impl={impl!r} cannot run here: {reason}")
+        return impl
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        requested = kwargs.pop("impl", "auto")
+        requested = _state.impl if requested == "auto" else requested
+        rows = []
+        for name, candidate in self.implementations.items():
+            refusal = candidate.supports(*args, **kwargs)
+            slower = candidate.slower(*args, **kwargs) if refusal is None else None
+            why = (
+                refusal
+                or slower
+                or ("plain PyTorch runs anything" if name == "reference" else "accepts these arguments")
+            )
+            rows.append((name, refusal is None and slower is None, why))
+        try:
+            chosen = self.select(requested, *args, **kwargs)
+        except UnsupportedImplementation:
+            chosen = None
+        return Explanation(self.name, requested, chosen, tuple(rows))
+
+
+OPS: dict[str, Op] = {}
+_ABSENT = Implementation(lambda *args, **kwargs: "this op has no such implementation")
+
+
+# --- reasons that the ops share --------------------------------------------------------------------------------------
+
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def cpu_refusal(x: torch.Tensor) -> Reason:
+    """Why the C++ CPU kernels cannot take ``x``."""
+    if not EXTENSION.loaded:
+        return f"the C++ extension is not loaded: {EXTENSION.reason}; {EXTENSION.fix}"
+    if x.device.type != "cpu":
+        return f"the tensors are on {x.device}, not on the CPU"
+    if x.dtype not in _CPU_DTYPES:
+        return f"{x.dtype} is not one of float32, float64, bfloat16, float16"
+    return None
+
+
+def triton_refusal(x: torch.Tensor) -> Reason:
+    """Why the Triton kernels cannot take ``x``."""
+    if not HAVE_TRITON:
+        return "Triton is not installed; `pip install 'gencore[triton]'`"
+    if x.device.type != "cuda" and not _INTERPRET:
+        return (
+            f"the tensors are on {x.device}, not on a GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
+        )
+    if x.dtype not in _GPU_DTYPES:
+        return f"{x.dtype} is not one of float32, bfloat16, float16"
+    return None
+
+
+def triton_slower(x: torch.Tensor) -> Reason:
+    """Interpreted kernels are there for tests: ``auto`` never takes them."""
+    return None if x.device.type == "cuda" else "interpreted, thousands of times slower"
+
+
+# --- state -----------------------------------------------------------------------------------------------------------
+
+
+def _check_name(impl: str, where: str) -> None:
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"{where}: impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
+
+
+_INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_DEFAULT = os.environ.get("GENCORE_BACKEND", "auto")
+_check_name(_DEFAULT, "environment variable GENCORE_BACKEND")
+
+
+class _State(threading.local):
+    impl = _DEFAULT
+
+
+_state = _State()

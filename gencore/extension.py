@@ -1,0 +1,55 @@
+"""Finds and loads the C++ extension, once, without noise: what is missing is told by :func:`gencore.env`.
+
+This module is responsible for the verdict *which native code is there*. Which implementation runs is decided in
+:mod:`gencore.dispatch`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_DIRECTORY = Path(__file__).parent
+REBUILD = "run `make build` in a checkout, or `pip install --no-build-isolation --force-reinstall --no-deps gencore`"
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Whether the CPU kernels are loaded, and if not, why and what mends it."""
+
+    loaded: bool
+    reason: str = ""
+    fix: str = ""
+    isa: str = ""
+
+
+def build_record() -> dict[str, Any]:
+    """What the build wrote about itself: compiler, instruction sets, torch version, or the reason that it gave up."""
+    path = _DIRECTORY / "_build.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _load() -> Extension:
+    library = _DIRECTORY / "_C.so"
+    record = build_record()
+    if not library.exists():
+        reason = record.get("reason", "gencore was installed without building its C++ extension")
+        return Extension(False, reason, REBUILD)
+    try:
+        torch.ops.load_library(str(library))
+        isa = ("baseline", "avx2", "avx512")[torch.ops.gencore_c.isa()]
+    except (OSError, RuntimeError, AttributeError) as error:
+        built_with = record.get("torch", "an unknown version")
+        first_line = str(error).splitlines()[0]
+        reason = f"{library.name} does not load ({first_line}); it was built with torch {built_with}"
+        return Extension(False, f"{reason}, this is torch {torch.__version__}", REBUILD)
+    return Extension(True, isa=isa)
+
+
+EXTENSION = _load()
+HAVE_TRITON = find_spec("triton") is not None

@@ -1,0 +1,81 @@
+"""Registration with torch.library: one schema, one fake and one autograd formula an op, whatever implementation runs.
+
+A dispatch key holds one kernel, and reference and C++ share the CPU, Triton and CUDA the GPU. So every schema ends in
+``str impl``, and the one registered function looks the kernel up by that name; the choice is then readable in compiled
+graphs and in profiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("gencore", "FRAGMENT")
+
+
+def define(
+    schema: str,
+    kernels: Mapping[str, Callable[..., Any]],
+    fake: Callable[..., Any],
+    *,
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Register ``gencore::<schema>`` and return the callable op.
+
+    Args:
+        schema: without the namespace; its last argument is ``str impl``.
+        kernels: from an implementation's name to the function that takes all arguments but ``impl``.
+        fake: the shapes, dtypes and strides of the results (all arguments, ``impl`` included).
+        setup_context, backward: the autograd formula, as for :func:`torch.library.register_autograd`.
+    """
+    name = schema.partition("(")[0]
+    qualified = f"gencore::{name}"
+
+    def kernel(*args: Any) -> Any:
+        return kernels[args[-1]](*args[:-1])
+
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
+    return getattr(torch.ops.gencore, name).default
+
+
+def differentiate(
+    function: Callable[..., Sequence[Tensor] | Tensor],
+    inputs: Sequence[Tensor | None],
+    grad_outputs: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Vector-Jacobian product of a plain PyTorch ``function`` at ``inputs``, by recomputation.
+
+    This is how the backward ops get their own derivative: from the reference formula of the backward, which PyTorch
+    differentiates. The result is itself differentiable when a graph is being created.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [x if x is None or (create_graph and x.requires_grad) else x.detach().requires_grad_() for x in inputs]
+        outputs = function(*leaves)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        pairs = [
+            (out, grad)
+            for out, grad in zip(outputs, grad_outputs, strict=True)
+            if grad is not None and isinstance(out, Tensor) and out.requires_grad
+        ]
+        wanted = [x for x in leaves if x is not None]
+        if not pairs or not wanted:
+            return [None] * len(leaves)
+        grads = iter(
+            torch.autograd.grad(
+                [out for out, _ in pairs],
+                wanted,
+                [grad for _, grad in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+    return [None if x is None else next(grads) for x in leaves]

@@ -1,0 +1,156 @@
+"""Builds the C++ extensions; everything else about the package stands in pyproject.toml.
+
+Two shared libraries come out of csrc/:
+
+* ``gencore/_C.so``       the CPU kernels behind torch's stable ABI. Every file of csrc/cpu is compiled once for each
+                          instruction set of ``ISAS``; which one runs is decided at run time by CPUID.
+* ``gencore/_memory.so``  the caching CPU allocator (pybind11 and c10).
+
+Ninja does the work, so a second build compiles what changed and nothing else. Without a compiler the build goes on, the
+package works on its PyTorch and Triton implementations, and ``python -m gencore env`` says what is missing.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+# Compiler flags of each instruction set; the first is what every machine of the architecture has.
+if platform.machine() in ("x86_64", "AMD64"):
+    AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+    ISAS = {
+        "baseline": [],
+        "avx2": AVX2,
+        "avx512": [*AVX2, *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl")), "-mprefer-vector-width=512"],
+    }
+else:
+    ISAS = {"baseline": []}
+
+COMMON_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+]
+
+
+class BuildWithNinja(build_ext):
+    """Writes one build.ninja for both libraries and runs it."""
+
+    def run(self):
+        output = ROOT / "gencore" if self.inplace else Path(self.build_lib).resolve() / "gencore"
+        output.mkdir(parents=True, exist_ok=True)
+        record = {"built": False, "isas": [], "cuda": False}
+        try:
+            record.update(self.compile(output))
+        except BuildProblem as problem:
+            record["reason"] = str(problem)
+            print(f"gencore: built without its C++ extension: {problem}", file=sys.stderr)
+            if os.environ.get("GENCORE_BUILD_EXTENSION") == "1":
+                raise
+        (output / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
+
+    def compile(self, output: Path) -> dict:
+        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+        if not compiler or not shutil.which(compiler):
+            raise BuildProblem("no C++ compiler was found; install g++ (or set CXX), then install gencore again")
+        try:
+            import ninja
+            import pybind11
+            import torch
+        except ImportError as error:
+            raise BuildProblem(
+                f"{error.name} is missing while building; `pip install torch ninja pybind11`, "
+                "then `pip install --no-build-isolation gencore`"
+            ) from error
+
+        work = ROOT / "build" / f"ninja-{platform.machine()}-torch{torch.__version__}"
+        work.mkdir(parents=True, exist_ok=True)
+        write_if_changed(work / "build.ninja", ninja_file(compiler, output, Path(torch.__file__).parent, pybind11))
+        command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(work)]
+        if jobs := os.environ.get("MAX_JOBS"):
+            command += ["-j", jobs]
+        if subprocess.run(command).returncode != 0:
+            raise BuildProblem("the compiler failed (its messages stand above)")
+        return {
+            "built": True,
+            "isas": list(ISAS),
+            "compiler": subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0],
+            "torch": torch.__version__,
+        }
+
+    def get_outputs(self):
+        return [str(p) for p in (Path(self.build_lib) / "gencore").glob("_*.*") if p.suffix in (".so", ".json")]
+
+
+class BuildProblem(RuntimeError):
+    """Why there is no extension, and how to mend it."""
+
+
+def ninja_file(compiler: str, output: Path, torch_dir: Path, pybind11) -> str:
+    includes = [f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc"]
+    torch_includes = [f"-isystem {torch_dir}/include", f"-isystem {torch_dir}/include/torch/csrc/api/include"]
+    have = [f"-DGENCORE_HAVE_{isa.upper()}" for isa in ISAS if isa != "baseline"]
+    lines = [
+        "ninja_required_version = 1.5",
+        f"cxx = {compiler}",
+        f"flags = {' '.join(COMMON_FLAGS + includes + have)}",
+        "rule cxx",
+        "  command = $cxx -MMD -MF $out.d $flags $extra -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = CXX $out",
+        "rule link",
+        "  command = $cxx -shared $in -o $out $libs",
+        "  description = LINK $out",
+    ]
+
+    def compile_to(target: str, source: Path, extra: list[str]) -> str:
+        lines.extend([f"build {target}: cxx {source}", f"  extra = {' '.join(extra)}"])
+        return target
+
+    objects = []
+    for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
+        for isa, flags in ISAS.items():
+            objects.append(compile_to(f"{source.stem}.{isa}.o", source, [f"-DGENCORE_ISA={isa}", *flags]))
+    for source in sorted((ROOT / "csrc/bindings").glob("*.cpp")):
+        if source.stem != "memory":
+            objects.append(compile_to(f"bind_{source.stem}.o", source, torch_includes))
+    libs = f"-L{torch_dir}/lib -ltorch_cpu -ltorch -Wl,-rpath,$$ORIGIN/../torch/lib"
+    lines += [f"build {output}/_C.so: link {' '.join(objects)}", f"  libs = {libs}"]
+
+    memory = [
+        compile_to(
+            f"memory_{source.stem}.o",
+            source,
+            [*torch_includes, f"-isystem {pybind11.get_include()}", f"-isystem {sysconfig.get_path('include')}"],
+        )
+        for source in [*sorted((ROOT / "csrc/memory").glob("*.cpp")), *(ROOT / "csrc/bindings").glob("memory.cpp")]
+    ]
+    if memory:
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        libs = f"-L{torch_dir}/lib -lc10 -Wl,-rpath,$$ORIGIN/../torch/lib"
+        lines += [f"build {output}/_memory{suffix}: link {' '.join(memory)}", f"  libs = {libs}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+# The one Extension tells setuptools that the wheel is for this platform; BuildWithNinja knows what to build.
+setup(ext_modules=[Extension("gencore._memory", sources=[])], cmdclass={"build_ext": BuildWithNinja})
