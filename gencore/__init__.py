@@ -1,9 +1,21 @@
 """gencore: fused, differentiable ops for generative image models, with CPU, Triton and PyTorch implementations."""
 
-from gencore import functional
+from gencore import functional, nn
 from gencore.dispatch import Explanation, UnsupportedImplementation, backend, explain
 from gencore.environment import Environment, env
+from gencore.models import create_model, list_models
 
 __version__ = "0.1.0"
 
-__all__ = ["Environment", "Explanation", "UnsupportedImplementation", "backend", "env", "explain", "functional"]
+__all__ = [
+    "Environment",
+    "Explanation",
+    "UnsupportedImplementation",
+    "backend",
+    "create_model",
+    "env",
+    "explain",
+    "functional",
+    "list_models",
+    "nn",
+]

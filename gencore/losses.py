@@ -1,0 +1,186 @@
+"""Losses of VAEs and GANs: pure functions on logits.
+
+Every VAE term is summed over the pixels of a sample and returned one value a sample; :func:`elbo_loss` then takes the
+mean over the batch. (A mean over pixels would silently weigh the KL term up by their number.) Every GAN loss takes the
+discriminator's logits, never its sigmoid, and goes through softplus, so that no logarithm of a rounded zero occurs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# --- variational autoencoders ----------------------------------------------------------------------------------------
+
+
+def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
+    r"""-log p(x | z) for pixels that are Bernoulli with probability sigmoid(logits).
+
+    Args:
+        logits: ``[N, ...]``, any real numbers.
+        target: same shape, in [0, 1].
+
+    Returns:
+        ``[N]`` in nats, summed over a sample's pixels.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Reference:
+        Kingma and Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.1.
+    """
+    _check_shapes("bernoulli_nll", logits, target)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).sum(1)
+
+
+def gaussian_nll(mean: Tensor, target: Tensor, *, sigma: float = 1.0) -> Tensor:
+    r"""-log N(target; mean, sigma^2 I) = sum of ((x - mean) / sigma)^2 / 2 + log sigma + log(2 pi) / 2.
+
+    Args:
+        mean, target: ``[N, ...]``, equal shapes.
+        sigma: the decoder's standard deviation (not its variance), positive.
+
+    Returns:
+        ``[N]`` in nats, summed over a sample's pixels.
+
+    Raises:
+        ValueError: if the shapes differ or ``sigma`` is not positive.
+
+    Reference:
+        Kingma and Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.2.
+    """
+    _check_shapes("gaussian_nll", mean, target)
+    if sigma <= 0:
+        raise ValueError(f"gaussian_nll: sigma must be positive, got {sigma}")
+    constant = math.log(sigma) + 0.5 * math.log(2 * math.pi)
+    return (0.5 * ((target - mean) / sigma).square() + constant).flatten(1).sum(1)
+
+
+def elbo_loss(nll: Tensor, kl: Tensor, *, beta: float = 1.0) -> Tensor:
+    """The negative evidence lower bound, mean over the batch of ``nll + beta * kl``.
+
+    Args:
+        nll: ``[N]``, from :func:`bernoulli_nll` or :func:`gaussian_nll`.
+        kl: ``[N]``, from :func:`gencore.functional.reparameterize_kl`.
+        beta: weight of the divergence; 1 is the bound itself, 0 a plain autoencoder with noise.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Reference:
+        Higgins et al., "beta-VAE", 2017, equation 4.
+    """
+    _check_shapes("elbo_loss", nll, kl)
+    return (nll + beta * kl).mean()
+
+
+# --- generative adversarial networks ---------------------------------------------------------------------------------
+
+
+def logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """-E log D(x) - E log(1 - D(G(z))), D = sigmoid(logit). Goodfellow et al. 2014, equation 1."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def minimax_generator(fake: Tensor) -> Tensor:
+    """E log(1 - D(G(z))): its gradient with respect to the logit, -D, vanishes where D rejects. Ibid., equation 1."""
+    return -F.softplus(fake).mean()
+
+
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """-E log D(G(z)): its gradient with respect to the logit is D - 1. Ibid., section 3."""
+    return F.softplus(-fake).mean()
+
+
+def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E (D(x) - 1)^2 / 2 + E D(G(z))^2 / 2. Mao et al., "Least Squares GANs", 2017, equation 9."""
+    return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+
+
+def least_squares_generator(fake: Tensor) -> Tensor:
+    """E (D(G(z)) - 1)^2 / 2. Ibid., equation 9."""
+    return 0.5 * (fake - 1).square().mean()
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E max(0, 1 - D(x)) + E max(0, 1 + D(G(z))). Lim and Ye, "Geometric GAN", 2017."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E f(G(z)) - E f(x), for a critic f kept Lipschitz. Arjovsky et al., "Wasserstein GAN", 2017, algorithm 1."""
+    return fake.mean() - real.mean()
+
+
+def wasserstein_generator(fake: Tensor) -> Tensor:
+    """-E f(G(z)); also the generator's side of the hinge loss. Ibid., algorithm 1."""
+    return -fake.mean()
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""E (||grad_x f(x)||_2 - 1)^2 at points drawn uniformly on the segments from fake to real.
+
+    The critic must treat samples one by one (no batch norm), and offer second derivatives.
+
+    Args:
+        critic: from ``[N, ...]`` to one value a sample.
+        real, fake: ``[N, ...]``, equal shapes; no gradient flows to them.
+        generator: where the positions on the segments come from.
+
+    Returns:
+        A scalar, to be weighted (by 10 in the paper) and added to the critic's loss.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Reference:
+        Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, equation 3.
+    """
+    _check_shapes("gradient_penalty", real, fake)
+    position = torch.rand(
+        (len(real), *[1] * (real.dim() - 1)), dtype=real.dtype, device=real.device, generator=generator
+    )
+    between = torch.lerp(fake.detach(), real.detach(), position).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+@dataclass(frozen=True)
+class GANLoss:
+    """Both sides of an adversarial game: ``discriminator(real_logits, fake_logits)`` and ``generator(fake_logits)``."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+
+
+GAN_LOSSES = {
+    "minimax": GANLoss(logistic_discriminator, minimax_generator),
+    "non_saturating": GANLoss(logistic_discriminator, non_saturating_generator),
+    "least_squares": GANLoss(least_squares_discriminator, least_squares_generator),
+    "hinge": GANLoss(hinge_discriminator, wasserstein_generator),
+    "wasserstein": GANLoss(wasserstein_discriminator, wasserstein_generator),
+}
+
+
+def gan_loss(name: str) -> GANLoss:
+    """The pair of losses called ``name``: a key of ``GAN_LOSSES``.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in GAN_LOSSES:
+        raise ValueError(f"gan_loss: name must be one of {', '.join(GAN_LOSSES)}; got {name!r}")
+    return GAN_LOSSES[name]
+
+
+def _check_shapes(where: str, a: Tensor, b: Tensor) -> None:
+    # Broadcasting here would be a silently wrong loss.
+    if a.shape != b.shape:
+        raise ValueError(f"{where}: both arguments must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")

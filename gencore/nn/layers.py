@@ -1,0 +1,106 @@
+"""Which layers a model is built from: gencore's, or their twins in plain ``torch.nn`` for comparison.
+
+A model takes ``layers="gencore" | "torch"`` once and hands the table down. Both tables hold layers with the arguments
+and the ``state_dict`` of ``torch.nn`` plus ``activation=`` and ``negative_slope=``, so the same network with the same
+weights runs both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gencore.functional
+
+
+@dataclass(frozen=True)
+class Layers:
+    """One class for each kind of layer, and the VAE's sampling function."""
+
+    name: str
+    Conv2d: Callable[..., nn.Module]
+    ConvTranspose2d: Callable[..., nn.Module]
+    Linear: Callable[..., nn.Module]
+    BatchNorm2d: Callable[..., nn.Module]
+    reparameterize_kl: Callable[..., tuple[Tensor, Tensor]]
+
+
+def get_layers(name: str | Layers) -> Layers:
+    """The table of that name; a table of one's own is passed through.
+
+    Raises:
+        ValueError: if the name is neither ``"gencore"`` nor ``"torch"``.
+    """
+    if isinstance(name, Layers):
+        return name
+    if name not in LAYERS:
+        raise ValueError(f"layers must be one of {', '.join(LAYERS)}; got {name!r}")
+    return LAYERS[name]
+
+
+def _activate(x: Tensor, activation: str | None, negative_slope: float) -> Tensor:
+    # In place, as most code has it: none of the layers here needs its own output for its gradient.
+    match activation:
+        case None:
+            return x
+        case "relu":
+            return F.relu_(x)
+        case "leaky_relu":
+            return F.leaky_relu_(x, negative_slope)
+        case "tanh":
+            return torch.tanh_(x)
+        case _:
+            raise ValueError(f"activation must be None, 'relu', 'leaky_relu' or 'tanh'; got {activation!r}")
+
+
+class _ThenActivation(nn.Module):
+    """Mixed into a layer of ``torch.nn``: the layer, then the activation as an op of its own."""
+
+    def __init__(self, *args: Any, activation: str | None = None, negative_slope: float = 0.01, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation, self.negative_slope = activation, negative_slope
+
+    def forward(self, *args: Any) -> Tensor:
+        return _activate(super().forward(*args), self.activation, self.negative_slope)
+
+
+class _TorchConv2d(_ThenActivation, nn.Conv2d): ...
+
+
+class _TorchConvTranspose2d(_ThenActivation, nn.ConvTranspose2d): ...
+
+
+class _TorchLinear(_ThenActivation, nn.Linear): ...
+
+
+class _TorchBatchNorm2d(_ThenActivation, nn.BatchNorm2d): ...
+
+
+def _torch_reparameterize_kl(
+    mu: Tensor, logvar: Tensor, *, generator: torch.Generator | None = None, sample: bool = True
+) -> tuple[Tensor, Tensor]:
+    kl = 0.5 * (logvar.exp() + mu.square() - 1 - logvar).flatten(1).sum(1)
+    if not sample:
+        return mu, kl
+    noise = torch.empty_like(mu).normal_(generator=generator)
+    return mu + torch.exp(0.5 * logvar) * noise, kl
+
+
+LAYERS = {
+    "torch": Layers(
+        "torch", _TorchConv2d, _TorchConvTranspose2d, _TorchLinear, _TorchBatchNorm2d, _torch_reparameterize_kl
+    ),
+    "gencore": Layers(
+        "gencore",
+        _TorchConv2d,
+        _TorchConvTranspose2d,
+        _TorchLinear,
+        _TorchBatchNorm2d,
+        gencore.functional.reparameterize_kl,
+    ),
+}

@@ -1,0 +1,162 @@
+"""Training: steps learn, checkpoints resume exactly, and what goes wrong is said."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+import gencore
+from gencore.train import GANTraining, VAETraining, fit, load_checkpoint, save_checkpoint
+
+QUIET = Console(file=io.StringIO())
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These models are too small to share out: on a busy machine the threads would wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def images(count=64):
+    """Bright squares on black, at random places: something to learn in a few steps."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.full((count, 1, 32, 32), -1.0)
+    for i, (row, column) in enumerate(torch.randint(4, 20, (count, 2), generator=generator).tolist()):
+        x[i, 0, row : row + 8, column : column + 8] = 1
+    return x
+
+
+def vae_training(seed=0):
+    torch.manual_seed(seed)
+    return VAETraining(gencore.create_model("vae_32", width=8, hidden=32), learning_rate=3e-3, seed=seed)
+
+
+def gan_training(seed=0, **options):
+    torch.manual_seed(seed)
+    return GANTraining(gencore.create_model("dcgan_32", channels=1, width=8, latent=16), seed=seed, **options)
+
+
+def test_vae_learns():
+    training = vae_training()
+    before = training.evaluate(images())
+    fit(training, images(), steps=120, batch_size=16, console=QUIET)
+    after = training.evaluate(images())
+    assert len(training.history) == 120
+    assert after["loss"] < 0.5 * before["loss"]
+    assert after["kl"] > before["kl"]  # the latent code is in use
+    assert after["loss"] == pytest.approx(after["reconstruction"] + after["kl"], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "hinge"])
+def test_gan_step(loss):
+    training = gan_training(loss=loss)
+    before = {name: p.clone() for name, p in training.model.named_parameters()}
+    fit(training, images(), steps=30, batch_size=16, console=QUIET)
+    for name, parameter in training.model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+        assert parameter.requires_grad, name
+    assert max(entry["accuracy_d"] for entry in training.history) > 0.9
+    assert all(entry["diversity"] > 0 for entry in training.history)
+
+
+def test_generator_step_leaves_the_discriminator_alone():
+    training = gan_training()
+    training.optimizer_d = torch.optim.SGD(training.model.discriminator.parameters(), lr=0.0)
+    before = [p.clone() for p in training.model.discriminator.parameters()]
+    training.step(images(16))
+    assert all(torch.equal(p, b) for p, b in zip(training.model.discriminator.parameters(), before, strict=True))
+    # And the gradient that is left over is that of the discriminator's own loss alone.
+    fresh = gan_training()
+    fake = fresh.model(fresh.model.sample_latent(16, generator=fresh.generator)).detach()
+    loss = fresh.loss.discriminator(fresh.model.discriminator(images(16)), fresh.model.discriminator(fake))
+    wanted = torch.autograd.grad(loss, list(fresh.model.discriminator.parameters()))
+    for parameter, gradient in zip(training.model.discriminator.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_average_follows_the_generator():
+    training = gan_training(ema=0.5)
+    first = training.model.generator.to_image.weight.detach().clone()
+    expected = None
+    for _ in range(3):
+        training.step(images(16))
+        now = training.model.generator.to_image.weight.detach()
+        # The average starts at the weights after the first step.
+        expected = now.clone() if expected is None else torch.lerp(expected, now, 0.5)
+    torch.testing.assert_close(training.averaged.module.to_image.weight, expected)
+    assert not torch.equal(expected, first)
+    z = training.model.sample_latent(3)
+    assert torch.equal(training.sample(z), training.sample(z))
+
+
+@pytest.mark.parametrize("make", [vae_training, gan_training])
+def test_interrupted_training_goes_on_as_if_it_had_not_been(make, tmp_path):
+    whole = make()
+    fit(whole, images(), steps=7, batch_size=16, console=QUIET)
+
+    path = tmp_path / "deep" / "checkpoint.pt"
+    fit(make(), images(), steps=3, batch_size=16, console=QUIET, checkpoint=path)
+    resumed = make(seed=1)  # other weights and other noise: everything must come out of the file
+    fit(resumed, images(), steps=7, batch_size=16, console=QUIET, checkpoint=path)
+
+    assert resumed.history == whole.history
+    for (name, a), b in zip(resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    again = make(seed=2)
+    load_checkpoint(again, path)
+    assert len(again.history) == 7
+    assert not path.with_name("checkpoint.pt.partial").exists()
+
+
+def test_checkpoint_of_another_kind(tmp_path):
+    save_checkpoint(vae_training(), tmp_path / "vae.pt")
+    with pytest.raises(ValueError, match="holds a VAETraining, wanted a GANTraining"):
+        load_checkpoint(gan_training(), tmp_path / "vae.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds a None"):
+        load_checkpoint(gan_training(), tmp_path / "list.pt")
+
+
+def test_every_image_is_seen_once_an_epoch():
+    class Recorder:
+        def __init__(self):
+            self.history, self.seen = [], []
+
+        def step(self, batch):
+            self.seen.append(batch.flatten().tolist())
+            return {"loss": 0.0}
+
+    recorder = Recorder()
+    fit(recorder, torch.arange(10.0).view(10, 1, 1, 1), steps=7, batch_size=3, console=QUIET)
+    assert [len(batch) for batch in recorder.seen] == [3] * 7
+    first, second = ([x for batch in recorder.seen[i : i + 3] for x in batch] for i in (0, 3))
+    assert len(set(first)) == len(set(second)) == 9
+    assert first != second
+
+
+def test_time_limit():
+    training = vae_training()
+    fit(training, images(), steps=10_000, batch_size=16, seconds=0.2, console=QUIET)
+    assert 1 <= len(training.history) < 10_000
+
+
+def test_progress_is_shown():
+    output = io.StringIO()
+    fit(vae_training(), images(), steps=4, batch_size=16, label="digits", console=Console(file=output, width=160))
+    assert "digits" in output.getvalue()
+    assert "4/4" in output.getvalue()
+    assert "loss" in output.getvalue()
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match=r"batch_size must be in 1\.\.64 .*, got 65"):
+        fit(vae_training(), images(), steps=1, batch_size=65, console=QUIET)
+    training = vae_training()
+    with torch.no_grad():
+        next(training.model.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="loss, reconstruction, kl is not finite at step 0"):
+        fit(training, images(), steps=1, batch_size=16, console=QUIET)
