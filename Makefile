@@ -26,7 +26,7 @@ demo: build
 	$(PY) -m gencore demo
 
 test: build lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

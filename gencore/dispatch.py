@@ -198,7 +198,9 @@ _check_name(_DEFAULT, "environment variable GENCORE_BACKEND")
 
 
 class _State(threading.local):
-    impl = _DEFAULT
+    def __init__(self) -> None:
+        # An attribute of the instance, in every thread: a default on the class fails torch.compile's own guards.
+        self.impl = _DEFAULT
 
 
 _state = _State()

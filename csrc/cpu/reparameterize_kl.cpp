@@ -108,16 +108,17 @@ void backward_chunk(const ReparameterizeKlBackwardArgs& args, int64_t row, int64
   T* grad_mu = static_cast<T*>(args.grad_mu);
   T* grad_logvar = static_cast<T*>(args.grad_logvar);
   const V grad_kl = broadcast<V>(static_cast<const C*>(args.grad_kl)[row]);
+  const V half_grad_kl = 0.5f * grad_kl;  // halved first: the product may be all but infinite
   for_each_vector<V, Vector<C>::lanes, sample>(
       [&](int64_t i, V eps, int64_t count) {
         const V gz = load_count(grad_z + i, count);
         const V m = load_count(mu + i, count), lv = load_count(logvar + i, count);
         V h;
         const V sigma = exponential_and_minus_one(lv * 0.5f, &h);
-        V g = grad_kl * (h * (h + 2.0f));
-        if (sample) g += gz * eps * sigma;
+        V g = half_grad_kl * (h * (h + 2.0f));
+        if (sample) g += 0.5f * gz * eps * sigma;
         store_count(grad_mu + i, gz + grad_kl * m, count);
-        store_count(grad_logvar + i, 0.5f * g, count);
+        store_count(grad_logvar + i, g, count);
       },
       args.seed, row, args.columns, begin, end);
 }

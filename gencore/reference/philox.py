@@ -25,7 +25,8 @@ def philox_normal(seed: Tensor, rows: int, columns: int) -> Tensor:
     Reference:
         Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox); Box and Muller, 1958.
     """
-    blocks = rows * -(-columns // BLOCK)
+    blocks_per_row = -(-columns // BLOCK)
+    blocks = rows * blocks_per_row
     counter = torch.arange(blocks * 16, dtype=torch.int64, device=seed.device)
     words = philox_4x32(seed, counter)
     # float32 as the kernels compute it: the conversion rounds, the scaling and the sum do not lose more.
@@ -36,7 +37,7 @@ def philox_normal(seed: Tensor, rows: int, columns: int) -> Tensor:
         radius, angle = (-2 * uniform.double().log()).sqrt(), math.pi * turn.double()
         parts += [radius * angle.cos(), radius * angle.sin()]
     flat = torch.stack([p.view(blocks, 16) for p in parts], dim=1).float()
-    return flat.reshape(rows, -1)[:, :columns].contiguous()
+    return flat.reshape(rows, blocks_per_row * BLOCK)[:, :columns].contiguous()
 
 
 def philox_4x32(seed: Tensor, counter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -51,8 +51,10 @@ GENCORE_INLINE vfloat exponential_and_minus_one(vfloat x, vfloat* minus_one) {
   vint n;
   const vfloat q = reduced_expm1(x, &nf, &n);
   const vfloat power = scale_by_power(vfloat{} + 1.0f, nf, n);
-  *minus_one = power * q + (power - 1.0f);
-  return scale_by_power(q + 1.0f, nf, n);
+  const vfloat result = scale_by_power(q + 1.0f, nf, n);
+  // Near overflow the power alone is infinite while q may be negative: infinity times q would make a NaN.
+  *minus_one = x > 80.0f ? result : power * q + (power - 1.0f);
+  return result;
 }
 GENCORE_INLINE double exponential_and_minus_one(double x, double* minus_one) {
   *minus_one = ::expm1(x);

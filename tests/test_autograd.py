@@ -1,0 +1,90 @@
+"""First and second derivatives against finite differences in float64, and the registration of every raw op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.opspec import OpSpec, Sample, Target, call, leaves, prepare
+
+# Finite differences of more elements than this take minutes and show nothing new.
+SMALL = 150
+
+
+def _function(spec: OpSpec, target: Target, sample: Sample) -> tuple[Any, tuple[Tensor, ...]]:
+    tensors = prepare(spec, sample, torch.float64, target.device)
+    inputs = leaves(spec, tensors)
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        fresh = {n: x if x is None or n in inputs else x.clone() for n, x in tensors.items()}
+        fresh.update(zip(inputs, values, strict=True))
+        return call(spec, fresh, sample.options, sample.seed, target.impl)
+
+    return function, tuple(inputs.values())
+
+
+def _small_samples(spec: OpSpec) -> list[Sample]:
+    sizes = {s.name: sum(x.numel() for x in s.tensors.values() if x is not None) for s in spec.samples()}
+    chosen = [s for s in spec.samples() if s.smooth and 0 < sizes[s.name] <= SMALL]
+    assert chosen, f"{spec.name}: no sample is small enough for finite differences"
+    return chosen
+
+
+@pytest.mark.float64_only
+def test_gradcheck(spec: OpSpec, target: Target) -> None:
+    for sample in _small_samples(spec):
+        function, inputs = _function(spec, target, sample)
+        assert gradcheck(function, inputs, check_undefined_grad=True), sample.name
+
+
+@pytest.mark.float64_only
+@pytest.mark.second_order
+def test_gradgradcheck(spec: OpSpec, target: Target) -> None:
+    for sample in _small_samples(spec):
+        function, inputs = _function(spec, target, sample)
+        assert gradgradcheck(function, inputs), sample.name
+
+
+class _RawCalls(TorchDispatchMode):
+    """Records every call of an op of gencore's own, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "gencore":
+            self.calls.append((func, tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.kernels_only
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize("element", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_opcheck(spec: OpSpec, target: Target, layout: str, element: torch.dtype) -> None:
+    """Schema, fake tensors, autograd registration and AOT dispatch of the forward and of the backward op."""
+    seen = set()
+    # Each sample takes seconds; the layouts between them see every one.
+    which = ["contiguous", "channels_last", "permuted"].index(layout)
+    for sample in [s for s in spec.samples() if s.smooth][which::3]:
+        tensors = prepare(spec, sample, element, target.device, layout)
+        inputs = list(leaves(spec, tensors).values())
+        with _RawCalls() as recorder:
+            outputs = call(spec, tensors, sample.options, sample.seed, target.impl)
+            grads = [torch.randn_like(out) for out in outputs]
+            torch.autograd.grad(outputs, inputs, grads, allow_unused=True, materialize_grads=True)
+        for op, arguments in recorder.calls:
+            mutated = [a.alias_info is not None and a.alias_info.is_write for a in op._schema.arguments]
+            ready = [
+                a.requires_grad_() if isinstance(a, Tensor) and a.dtype.is_floating_point and not m else a
+                for a, m in zip(arguments, mutated, strict=False)
+            ]
+            result = torch.library.opcheck(op, tuple(ready))
+            assert set(result.values()) == {"SUCCESS"}, f"{op}, {sample.name}: {result}"
+            seen.add(op)
+    assert len(seen) >= 2, f"only {seen} went through the dispatcher: the forward and the backward op should"

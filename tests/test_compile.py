@@ -1,0 +1,149 @@
+"""``torch.compile(fullgraph=True)``, autocast and uninitialised memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import gencore
+from tests.opspec import HALF, OpSpec, Sample, Target, call, cotangents, leaves, prepare, same_layout
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*deprecated.*")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    # Compiled code then draws seeds from the same generator as eager code.
+    with torch._inductor.config.patch(fallback_random=True):
+        yield
+
+
+def _run(
+    spec: OpSpec, target: Target, sample: Sample, layout: str, compiled: bool
+) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
+    """Outputs, gradients and buffers; the seed of random ops comes from the default generator."""
+    tensors = prepare(spec, sample, torch.float32, target.device, layout)
+    calls = 0
+
+    def function(values: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
+        nonlocal calls
+        calls += not torch.compiler.is_compiling()
+        # A neighbour for the compiler to fuse, were the op not opaque.
+        return tuple(out * 2 for out in call(spec, values, sample.options, None, target.impl))
+
+    run = torch.compile(function, fullgraph=True) if compiled else function
+    torch.manual_seed(5)
+    outputs = run(tensors)
+    assert calls == (0 if compiled else 1), "the Python function ran instead of the compiled one"
+    inputs = list(leaves(spec, tensors).values())
+    grads = torch.autograd.grad(outputs, inputs, cotangents(outputs), allow_unused=True, materialize_grads=True)
+    return outputs, list(grads), [x for n in spec.buffers if (x := tensors[n]) is not None]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_compiled_is_eager(spec: OpSpec, target: Target, layout: str) -> None:
+    samples = [s for s in spec.samples() if not s.name.startswith("empty")]
+    # The reference is PyTorch's own code, so that one sample shows that it traces; the others take seconds each.
+    first, last = (0, 1) if target.impl == "reference" else (0, 3) if layout == "contiguous" else (3, 5)
+    for sample in samples[first:last]:
+        eager = _run(spec, target, sample, layout, compiled=False)
+        compiled = _run(spec, target, sample, layout, compiled=True)
+        for what, a, b in zip(("outputs", "gradients", "buffers"), compiled, eager, strict=True):
+            for x, y in zip(a, b, strict=True):
+                torch.testing.assert_close(
+                    x, y, rtol=2e-6, atol=2e-6, msg=lambda m, w=what, s=sample: f"{s.name} {w}: {m}"
+                )
+                # Plain PyTorch may change a gradient's layout when compiled; the ops' fakes must tell the truth.
+                assert same_layout(x, y) or target.impl == "reference", f"{sample.name}: {what} in another layout"
+
+
+def test_compiles_once_for_many_batch_sizes(spec: OpSpec, target: Target) -> None:
+    """One graph with a symbolic batch size, right for sizes that it was not traced with."""
+    sample = spec.samples()[0]
+    master = prepare(spec, sample, torch.float32, target.device)
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    def function(values: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
+        return call(spec, values, sample.options, None, target.impl)
+
+    compiled = torch.compile(function, fullgraph=True, backend=count, dynamic=True)
+    for copies in (2, 3, 5):
+        tensors = {n: x.detach() if x is not None else None for n, x in master.items()}
+        for name in spec.layout:
+            if (x := tensors[name]) is not None:
+                tensors[name] = torch.cat([x] * copies)
+        eager_tensors = {n: x.clone() if x is not None else None for n, x in tensors.items()}
+        torch.manual_seed(5)
+        outputs = compiled(tensors)
+        torch.manual_seed(5)
+        for x, y in zip(outputs, function(eager_tensors), strict=True):
+            torch.testing.assert_close(x, y)
+    assert graphs == 1, f"compiled {graphs} graphs for three batch sizes"
+
+
+def test_backend_is_read_inside_a_compiled_region(spec: OpSpec, target: Target) -> None:
+    """The context manager traces, and the graph holds the implementation that it names."""
+    sample = spec.samples()[0]
+    tensors = {
+        n: x.detach() if x is not None else None for n, x in prepare(spec, sample, torch.float32, target.device).items()
+    }
+    names: list[str] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        names.extend(str(n.args[-1]) for n in graph.graph.nodes if str(n.target).startswith("gencore."))
+        return graph.forward
+
+    @torch.compile(fullgraph=True, backend=record)
+    def function(values: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
+        with gencore.backend(target.impl):
+            return call(spec, values, sample.options, None, "auto")
+
+    function(tensors)
+    assert names == ([] if target.impl == "reference" else [target.impl])
+
+
+def test_autocast_changes_nothing(spec: OpSpec, target: Target) -> None:
+    """The ops keep their own precision policy: the same bits under autocast, for float32 and for 16-bit input."""
+    for dtype in (torch.float32, *HALF[:1]):
+        for sample in spec.samples():
+            plain, cast = (prepare(spec, sample, dtype, target.device) for _ in range(2))
+            wanted = call(spec, plain, sample.options, sample.seed, target.impl)
+            with torch.autocast(target.device, torch.bfloat16):
+                got = call(spec, cast, sample.options, sample.seed, target.impl)
+            for a, b in zip(got, wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+            inputs = list(leaves(spec, cast).values())
+            grads = torch.autograd.grad(got, inputs, cotangents(got), allow_unused=True, materialize_grads=True)
+            assert [g.dtype for g in grads] == [x.dtype for x in inputs]
+
+
+@pytest.fixture
+def _poisoned_memory() -> Iterator[None]:
+    """``torch.empty`` and its relatives hand out NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all(), "memory is not poisoned: this PyTorch has another switch for it"
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_every_output_element_is_written(spec: OpSpec, target: Target, layout: str) -> None:
+    for sample in spec.samples():
+        tensors = prepare(spec, sample, torch.float32, target.device, layout)
+        outputs = call(spec, tensors, sample.options, sample.seed, target.impl)
+        inputs = leaves(spec, tensors)
+        grads = torch.autograd.grad(
+            outputs, list(inputs.values()), cotangents(outputs), allow_unused=True, materialize_grads=True
+        )
+        for x in (*outputs, *grads):
+            assert not x.isnan().any(), f"{sample.name}: NaN where memory was not written"

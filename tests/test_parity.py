@@ -1,0 +1,137 @@
+"""Every op gives PyTorch's values and gradients, in each dtype, layout and shape, and leaves its inputs alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.accuracy import assert_accurate
+from tests.opspec import (
+    LAYOUTS,
+    OpSpec,
+    Sample,
+    Target,
+    as_float64,
+    call,
+    cotangents,
+    leaves,
+    prepare,
+    same_layout,
+)
+
+
+def check(spec: OpSpec, target: Target, dtype: torch.dtype, sample: Sample, layout: str = "contiguous") -> None:
+    """Outputs, modified buffers and gradients under the accuracy rule; shapes, dtypes, strides; inputs unchanged."""
+    ours = prepare(spec, sample, dtype, target.device, layout)
+    theirs = prepare(spec, sample, dtype, target.device, layout)
+    exact = as_float64(ours)
+    untouched = {n: (x.detach().clone(), x._version) for n, x in ours.items() if x is not None}
+
+    outputs = call(spec, ours, sample.options, sample.seed, target.impl)
+    torch_outputs = spec.composite(theirs, sample.options, sample.seed)
+    oracle_outputs = call(spec, exact, sample.options, sample.seed, "reference")
+
+    for i, (a, b, c) in enumerate(zip(outputs, torch_outputs, oracle_outputs, strict=True)):
+        assert a.dtype == b.dtype, f"output {i} is {a.dtype}, PyTorch gives {b.dtype}"
+        assert_accurate(f"output {i}", a, b, c, f"output {i}" in spec.noisy)
+    like = ours[spec.layout[0]]
+    assert like is not None
+    for i in spec.outputs_like:
+        assert same_layout(outputs[i], torch.empty_like(like)), f"output {i} left the input's layout"
+    for name in spec.buffers:
+        if (a := ours[name]) is not None:
+            assert_accurate(name, a, theirs[name], exact[name])  # type: ignore[arg-type]
+
+    grads = _gradients(spec, ours, outputs)
+    torch_grads = _gradients(spec, theirs, torch_outputs)
+    oracle_grads = _gradients(spec, exact, oracle_outputs, given=cotangents(outputs))
+    for name, grad in grads.items():
+        x = ours[name]
+        assert x is not None
+        assert grad.dtype == x.dtype, f"gradient of {name} is {grad.dtype}"
+        label = f"gradient of {name}"
+        assert_accurate(label, grad, torch_grads[name], oracle_grads[name], label in spec.noisy)
+
+    for name, (before, version) in untouched.items():
+        if name not in spec.buffers:
+            after = ours[name]
+            assert after is not None
+            assert after._version == version, f"{name} was written to"
+            torch.testing.assert_close(after.detach(), before, rtol=0, atol=0, equal_nan=True)
+
+
+def _gradients(
+    spec: OpSpec,
+    tensors: dict[str, Tensor | None],
+    outputs: tuple[Tensor, ...],
+    given: list[Tensor] | None = None,
+) -> dict[str, Tensor]:
+    inputs = leaves(spec, tensors)
+    vectors = given or cotangents(outputs)
+    vectors = [v.to(out.device, out.dtype) for v, out in zip(vectors, outputs, strict=True)]
+    grads = torch.autograd.grad(outputs, list(inputs.values()), vectors, allow_unused=True, materialize_grads=True)
+    return dict(zip(inputs, grads, strict=True))
+
+
+def test_values_and_gradients(spec: OpSpec, target: Target, dtype: torch.dtype, sample: Sample) -> None:
+    check(spec, target, dtype, sample)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+def test_layouts(spec: OpSpec, target: Target, dtype: torch.dtype, layout: str) -> None:
+    for sample in spec.samples():
+        check(spec, target, dtype, sample, layout)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
+def test_cotangents_in_any_layout(spec: OpSpec, target: Target, layout: str) -> None:
+    """Gradients arrive expanded from ``sum()``, or in another layout than the input's."""
+    for sample in spec.samples():
+        tensors = prepare(spec, sample, torch.float32, target.device)
+        outputs = call(spec, tensors, sample.options, sample.seed, target.impl)
+        inputs = list(leaves(spec, tensors).values())
+        vectors = [LAYOUTS[layout](v) if v.dim() > 1 else v for v in cotangents(outputs)]
+        for one in range(len(outputs)):  # each output alone as well: the other's gradient is then undefined
+            got = torch.autograd.grad(outputs[one], inputs, vectors[one], retain_graph=True, allow_unused=True)
+            dense = vectors[one].contiguous()
+            wanted = torch.autograd.grad(outputs[one], inputs, dense, retain_graph=True, allow_unused=True)
+            for a, b in zip(got, wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.second_order
+def test_second_derivatives(spec: OpSpec, target: Target) -> None:
+    """The gradient of the gradient's squared norm, as in a gradient penalty, against the float64 oracle."""
+    for sample in (s for s in spec.samples() if s.smooth):
+        ours = prepare(spec, sample, torch.float32, target.device)
+        theirs = prepare(spec, sample, torch.float32, target.device)
+        exact = as_float64(ours)
+        results = []
+        for tensors, outputs in (
+            (ours, call(spec, ours, sample.options, sample.seed, target.impl)),
+            (theirs, spec.composite(theirs, sample.options, sample.seed)),
+            (exact, call(spec, exact, sample.options, sample.seed, "reference")),
+        ):
+            inputs = list(leaves(spec, tensors).values())
+            vectors = [v.to(out.dtype) for v, out in zip(cotangents(outputs), outputs, strict=True)]
+            grads = torch.autograd.grad(outputs, inputs, vectors, create_graph=True, allow_unused=True)
+            penalty = sum(g.double().square().sum().to(g.dtype) for g in grads if g is not None)
+            results.append(torch.autograd.grad(penalty, inputs, allow_unused=True, materialize_grads=True))
+        for name, a, b, c in zip(leaves(spec, ours), *results, strict=True):
+            assert_accurate(f"{sample.name}: second derivative of {name}", a, b, c)
+
+
+def test_drawn_shapes(spec: OpSpec, target: Target) -> None:
+    examples = 40 if target.impl in ("cpu", "reference") else 15
+
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(sample=spec.shapes, dtype=st.sampled_from(target.dtypes), layout=st.sampled_from(sorted(LAYOUTS)))
+    def run(sample: Sample, dtype: torch.dtype, layout: str) -> None:
+        check(spec, target, dtype, sample, layout)
+
+    run()
