@@ -40,18 +40,6 @@ GENCORE_INLINE void for_each_vector(const Element& element, uint64_t seed, int64
   }
 }
 
-template <class T>
-GENCORE_INLINE auto load_count(const T* p, int64_t count) {
-  return count == Vector<compute_t<T>>::lanes ? load(p) : load_partial(p, count);
-}
-template <class T, class V>
-GENCORE_INLINE void store_count(T* p, V v, int64_t count) {
-  if (count == Vector<compute_t<T>>::lanes)
-    store(p, v);
-  else
-    store_partial(p, v, count);
-}
-
 // Sum over columns [begin, end) of exp(logvar) - 1 - logvar + mu^2; writes z.
 template <class T, bool sample>
 double forward_chunk(const ReparameterizeKlArgs& args, int64_t row, int64_t begin, int64_t end) {
@@ -62,10 +50,10 @@ double forward_chunk(const ReparameterizeKlArgs& args, int64_t row, int64_t begi
   V sum = {};
   for_each_vector<V, Vector<compute_t<T>>::lanes, sample>(
       [&](int64_t i, V eps, int64_t count) {
-        const V m = load_count(mu + i, count), lv = load_count(logvar + i, count);
+        const V m = load(mu + i, count), lv = load(logvar + i, count);
         V h;  // sigma - 1, so that exp(logvar) - 1 = h (h + 2) keeps its digits near logvar = 0
         const V sigma = exponential_and_minus_one(lv * 0.5f, &h);
-        store_count(z + i, sample ? m + sigma * eps : m, count);
+        store(z + i, sample ? m + sigma * eps : m, count);
         sum += m * m + (h * (h + 2.0f) - lv);  // zero in the lanes past `count`, which loaded as zero
       },
       args.seed, row, args.columns, begin, end);
@@ -111,14 +99,14 @@ void backward_chunk(const ReparameterizeKlBackwardArgs& args, int64_t row, int64
   const V half_grad_kl = 0.5f * grad_kl;  // halved first: the product may be all but infinite
   for_each_vector<V, Vector<C>::lanes, sample>(
       [&](int64_t i, V eps, int64_t count) {
-        const V gz = load_count(grad_z + i, count);
-        const V m = load_count(mu + i, count), lv = load_count(logvar + i, count);
+        const V gz = load(grad_z + i, count);
+        const V m = load(mu + i, count), lv = load(logvar + i, count);
         V h;
         const V sigma = exponential_and_minus_one(lv * 0.5f, &h);
         V g = half_grad_kl * (h * (h + 2.0f));
         if (sample) g += 0.5f * gz * eps * sigma;
-        store_count(grad_mu + i, gz + grad_kl * m, count);
-        store_count(grad_logvar + i, g, count);
+        store(grad_mu + i, gz + grad_kl * m, count);
+        store(grad_logvar + i, g, count);
       },
       args.seed, row, args.columns, begin, end);
 }

@@ -1,5 +1,11 @@
 """The oracles: plain PyTorch, a page or less each, differentiable to any order. Read these first."""
 
+from gencore.reference.batch_norm_act import batch_norm_act, batch_norm_act_backward
 from gencore.reference.reparameterize_kl import reparameterize_kl, reparameterize_kl_backward
 
-__all__ = ["reparameterize_kl", "reparameterize_kl_backward"]
+__all__ = [
+    "batch_norm_act",
+    "batch_norm_act_backward",
+    "reparameterize_kl",
+    "reparameterize_kl_backward",
+]

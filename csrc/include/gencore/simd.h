@@ -20,6 +20,8 @@
 #endif
 
 #define GENCORE_INLINE inline __attribute__((always_inline))
+// After a lambda's parameters: the loop helpers call their bodies from several places, and each call must inline.
+#define GENCORE_LAMBDA __attribute__((always_inline))
 
 namespace gencore::GENCORE_ISA {
 
@@ -128,6 +130,14 @@ GENCORE_INLINE void store(float16* p, vfloat v) {
 #endif
 
 // The first n lanes only (0 <= n <= lanes): the rest reads as zero, and is not written.
+#if defined(__AVX512F__)
+GENCORE_INLINE vfloat load_partial(const float* p, int64_t n) {
+  return (vfloat)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+GENCORE_INLINE void store_partial(float* p, vfloat v, int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+}
+#endif
 template <class T>
 GENCORE_INLINE auto load_partial(const T* p, int64_t n) {
   constexpr int lanes = Vector<compute_t<T>>::lanes;
@@ -141,6 +151,27 @@ GENCORE_INLINE void store_partial(T* p, V v, int64_t n) {
   store(buffer, v);
   std::memcpy(p, buffer, n * sizeof(T));
 }
+
+// Whole vectors at n == lanes (a constant in every hot loop), partial ones at its end.
+template <class T>
+GENCORE_INLINE auto load(const T* p, int64_t n) {
+  return n == Vector<compute_t<T>>::lanes ? load(p) : load_partial(p, n);
+}
+template <class T, class V>
+GENCORE_INLINE void store(T* p, V v, int64_t n) {
+  if (n == Vector<compute_t<T>>::lanes)
+    store(p, v);
+  else
+    store_partial(p, v, n);
+}
+
+// v in the first n lanes, zero in the others.
+GENCORE_INLINE vfloat first_lanes(vfloat v, int64_t n) {
+  vint index;
+  for (int i = 0; i < kLanes; i++) index[i] = i;
+  return (vfloat)((vint)v & (index < static_cast<int32_t>(n)));
+}
+GENCORE_INLINE double first_lanes(double v, int64_t n) { return n > 0 ? v : 0.0; }
 
 // Past the caches: for outputs larger than the cache, this spares the read that an ordinary store begins with.
 // p must be aligned to the vector.
@@ -159,6 +190,11 @@ GENCORE_INLINE void stream_fence() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif
+}
+
+template <class T>
+GENCORE_INLINE void stream(T* p, vector_t<compute_t<T>> v) {
+  store(p, v);
 }
 
 // --- arithmetic --------------------------------------------------------------------------------------------------
@@ -192,5 +228,22 @@ GENCORE_INLINE double horizontal_sum(vfloat v) {
   return sum;
 }
 GENCORE_INLINE double horizontal_sum(double v) { return v; }
+
+// --- loops -------------------------------------------------------------------------------------------------------
+
+// body(i, n, slot) for the vectors of [0, count): n lanes from element i. Four independent slots hide the latency of
+// sums: keep one accumulator for each.
+template <int lanes, class Body>
+GENCORE_INLINE void for_each_vector(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    body(i, int64_t{lanes}, 0);
+    body(i + lanes, int64_t{lanes}, 1);
+    body(i + 2 * lanes, int64_t{lanes}, 2);
+    body(i + 3 * lanes, int64_t{lanes}, 3);
+  }
+  for (; i + lanes <= count; i += lanes) body(i, int64_t{lanes}, 0);
+  if (i < count) body(i, count - i, 1);
+}
 
 }  // namespace gencore::GENCORE_ISA

@@ -1,0 +1,122 @@
+#include "cpu/batch_norm_act.h"
+
+#include <vector>
+
+#include "bindings/check.h"
+
+namespace gencore {
+
+namespace {
+
+// x's dimensions as [outer, channels, inner]. `channels_last`: the memory runs over the channels first.
+BatchNormShape shape_of(const Tensor& x, int64_t channels, bool channels_last) {
+  const int64_t numel = x.numel();
+  STD_TORCH_CHECK(x.dim() >= 2 && x.size(1) == channels, "x must be [N, channels, ...]");
+  if (numel == 0) return {0, channels, 1};
+  if (channels_last) return {numel / channels, channels, 1};
+  return {x.size(0), channels, numel / (x.size(0) * channels)};
+}
+
+// Every element in memory exactly once, in x's order: which order that is, the caller has seen to.
+void check_like(const Tensor& tensor, const char* name, const Tensor& x) {
+  check_cpu(tensor, name);
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " must have x's dtype");
+  STD_TORCH_CHECK(tensor.dim() == x.dim(), name, " must have x's shape");
+  int64_t expected = 1;
+  for (int64_t d = 0; d < x.dim(); d++) {
+    STD_TORCH_CHECK(tensor.size(d) == x.size(d), name, " must have x's shape");
+    STD_TORCH_CHECK(tensor.size(d) == 1 || tensor.stride(d) == x.stride(d), name, " must have x's strides");
+    expected += (x.size(d) - 1) * x.stride(d);
+  }
+  STD_TORCH_CHECK(x.numel() == 0 || expected == x.numel(), name, " must be dense");
+}
+
+const void* optional_channels(const std::optional<Tensor>& tensor, const char* name, ScalarType type,
+                              int64_t channels) {
+  if (!tensor) return nullptr;
+  check_dense(*tensor, name, type, channels);
+  return tensor->const_data_ptr();
+}
+
+Activation activation_of(int64_t index) {
+  STD_TORCH_CHECK(index >= 0 && index <= static_cast<int64_t>(Activation::silu), "unknown activation ", index);
+  return static_cast<Activation>(index);
+}
+
+// Partial sums and per-channel constants, in floats (doubles for float64).
+std::vector<char> workspace(const Tensor& x, const BatchNormShape& shape, int64_t constants) {
+  // A single channel is walked as one plane, in larger chunks than rows.
+  const int64_t chunks = std::max(batch_norm_chunks(shape), batch_norm_chunks({1, 1, shape.count()}));
+  const int64_t size = x.scalar_type() == ScalarType::Double ? 8 : 4;
+  return std::vector<char>((2 * chunks + constants) * shape.channels * size);
+}
+
+void forward(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
+             const std::optional<Tensor>& bias, Tensor mean, Tensor var, bool training, double eps, int64_t activation,
+             double negative_slope, bool channels_last, Tensor y) {
+  const int64_t channels = mean.numel();
+  const Dtype dtype = dtype_of(x, "x");
+  const ScalarType type = compute_type(x.scalar_type());
+  check_like(x, "x", x);
+  check_like(y, "y", x);
+  if (residual) check_like(*residual, "residual", x);
+  check_dense(mean, "mean", type, channels);
+  check_dense(var, "var", type, channels);
+  const BatchNormShape shape = shape_of(x, channels, channels_last);
+  const void* weight_pointer = optional_channels(weight, "weight", type, channels);
+  const void* bias_pointer = optional_channels(bias, "bias", type, channels);
+  if (shape.numel() == 0) return;
+  std::vector<char> partial = workspace(x, shape, 1);
+  run_batch_norm_act({x.const_data_ptr(), residual ? residual->const_data_ptr() : nullptr, y.mutable_data_ptr(),
+                      weight_pointer, bias_pointer, mean.mutable_data_ptr(), var.mutable_data_ptr(), shape, training,
+                      eps, activation_of(activation), negative_slope, dtype, partial.data()});
+}
+
+void backward(const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>& residual,
+              const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& mean,
+              const Tensor& var, bool training, double eps, int64_t activation, double negative_slope,
+              bool channels_last, Tensor grad_x, std::optional<Tensor> grad_residual, Tensor grad_weight,
+              Tensor grad_bias) {
+  const int64_t channels = mean.numel();
+  const Dtype dtype = dtype_of(x, "x");
+  const ScalarType type = compute_type(x.scalar_type());
+  check_like(x, "x", x);
+  check_like(grad_y, "grad_y", x);
+  check_like(grad_x, "grad_x", x);
+  if (residual) check_like(*residual, "residual", x);
+  if (grad_residual) check_like(*grad_residual, "grad_residual", x);
+  check_dense(mean, "mean", type, channels);
+  check_dense(var, "var", type, channels);
+  check_dense(grad_weight, "grad_weight", type, channels);
+  check_dense(grad_bias, "grad_bias", type, channels);
+  const BatchNormShape shape = shape_of(x, channels, channels_last);
+  const void* weight_pointer = optional_channels(weight, "weight", type, channels);
+  const void* bias_pointer = optional_channels(bias, "bias", type, channels);
+  if (shape.numel() == 0) return;
+  std::vector<char> partial = workspace(x, shape, 3);
+  run_batch_norm_act_backward({grad_y.const_data_ptr(), x.const_data_ptr(),
+                               residual ? residual->const_data_ptr() : nullptr, weight_pointer, bias_pointer,
+                               mean.const_data_ptr(), var.const_data_ptr(), grad_x.mutable_data_ptr(),
+                               grad_residual ? grad_residual->mutable_data_ptr() : nullptr,
+                               grad_weight.mutable_data_ptr(), grad_bias.mutable_data_ptr(), shape, training, eps,
+                               activation_of(activation), negative_slope, dtype, partial.data()});
+}
+
+}  // namespace
+
+}  // namespace gencore
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
+  m.def(
+      "batch_norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!) mean, Tensor(b!) var, "
+      "bool training, float eps, int activation, float negative_slope, bool channels_last, Tensor(c!) y) -> ()");
+  m.def(
+      "batch_norm_act_backward(Tensor grad_y, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, "
+      "Tensor var, bool training, float eps, int activation, float negative_slope, bool channels_last, "
+      "Tensor(a!) grad_x, Tensor(b!)? grad_residual, Tensor(c!) grad_weight, Tensor(d!) grad_bias) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gencore_c, CPU, m) {
+  m.impl("batch_norm_act", TORCH_BOX(&gencore::forward));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&gencore::backward));
+}

@@ -1,0 +1,232 @@
+#include "cpu/batch_norm_act.h"
+
+#include "cpu/batch_norm_loops.h"
+
+namespace gencore::GENCORE_ISA {
+
+namespace {
+
+// --- statistics ------------------------------------------------------------------------------------------------------
+
+// Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+GENCORE_INLINE void merge(double& count, double& mean, double& m2, double count_b, double mean_b, double m2_b) {
+  const double total = count + count_b, delta = mean_b - mean;
+  mean += delta * (count_b / total);
+  m2 += m2_b + delta * delta * (count * count_b / total);
+  count = total;
+}
+
+// Mean and sum of squared deviations from it, over [begin, end) of one channel.
+template <class T, class C = compute_t<T>>
+void planar_chunk(const T* x, const BatchNormShape& shape, int64_t channel, int64_t begin, int64_t end, C* mean,
+                  C* m2) {
+  using V = vector_t<C>;
+  constexpr int lanes = Vector<C>::lanes;
+  V sum[4] = {};
+  for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
+    for_each_vector<lanes>(
+        count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA { sum[slot] += load(x + offset + i, n); });
+  });
+  *mean = static_cast<C>(horizontal_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) / static_cast<double>(end - begin));
+  const V center = broadcast<V>(*mean);
+  V square[4] = {};
+  for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
+    for_each_vector<lanes>(count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
+      V d = load(x + offset + i, n) - center;
+      if (n < lanes) d = first_lanes(d, n);
+      square[slot] += d * d;
+    });
+  });
+  *m2 = static_cast<C>(horizontal_sum((square[0] + square[1]) + (square[2] + square[3])));
+}
+
+// The same for every channel, over `rows` rows.
+template <class T, class C = compute_t<T>>
+void row_chunk(const T* x, int64_t channels, int64_t rows, C* mean, C* m2) {
+  using V = vector_t<C>;
+  constexpr int lanes = Vector<C>::lanes;
+  const C inverse = static_cast<C>(1.0 / static_cast<double>(rows));
+  for_each_tile<lanes>(channels, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
+    V sum[vectors] = {};
+    for (int64_t r = 0; r < rows; r++)
+      for (int j = 0; j < vectors; j++) sum[j] += load(x + r * channels + column + j * lanes, n);
+    V square[vectors] = {};
+    for (int j = 0; j < vectors; j++) sum[j] *= inverse;
+    for (int64_t r = 0; r < rows; r++)
+      for (int j = 0; j < vectors; j++) {
+        const V d = load(x + r * channels + column + j * lanes, n) - sum[j];
+        square[j] += d * d;
+      }
+    for (int j = 0; j < vectors; j++) {
+      store(mean + column + j * lanes, sum[j], n);
+      store(m2 + column + j * lanes, square[j], n);
+    }
+  });
+}
+
+template <class C>
+void finish_channel(const BatchNormActArgs& args, C* scale, int64_t channel, double mean, double m2) {
+  C* means = static_cast<C*>(args.mean);
+  C* vars = static_cast<C*>(args.var);
+  means[channel] = static_cast<C>(mean);
+  vars[channel] = static_cast<C>(m2 / static_cast<double>(args.shape.count()));
+  scale[channel] = channel_scale<C>(args.weight, vars[channel], args.eps, channel);
+}
+
+// Merges the partial moments of all channels: partial is [chunk][mean, m2][channel].
+template <class C>
+void merge_chunks(const BatchNormActArgs& args, const BatchNormShape& shape, const C* partial, C* scale) {
+  const int64_t chunks = batch_norm_chunks(shape), channels = shape.channels;
+  parallel_for(0, (channels + kMergeBlock - 1) / kMergeBlock, kGrain / (chunks * kMergeBlock) + 1,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t block = begin; block < end; block++) {
+                   const int64_t first = block * kMergeBlock, left = channels - first;
+                   const int64_t width = left < kMergeBlock ? left : kMergeBlock;
+                   double mean[kMergeBlock] = {}, m2[kMergeBlock] = {}, count = 0;
+                   for (int64_t chunk = 0; chunk < chunks; chunk++) {
+                     const double added = static_cast<double>(chunk_end(shape, chunk) - chunk_begin(shape, chunk));
+                     const C* means = partial + (2 * chunk) * channels + first;
+                     const C* m2s = means + channels;
+                     double total = count;
+                     for (int64_t i = 0; i < width; i++) {
+                       total = count;
+                       merge(total, mean[i], m2[i], added, means[i], m2s[i]);
+                     }
+                     count = total;
+                   }
+                   for (int64_t i = 0; i < width; i++) finish_channel<C>(args, scale, first + i, mean[i], m2[i]);
+                 }
+               });
+}
+
+// --- normalisation ---------------------------------------------------------------------------------------------------
+
+template <class T, Activation activation, class C = compute_t<T>>
+void planar_apply(const BatchNormActArgs& args, const BatchNormShape& shape, const C* scales, int64_t channel,
+                  int64_t begin, int64_t end, bool streaming) {
+  using V = vector_t<C>;
+  constexpr int lanes = Vector<C>::lanes;
+  const T* x = static_cast<const T*>(args.x);
+  const T* residual = static_cast<const T*>(args.residual);
+  T* y = static_cast<T*>(args.y);
+  const V mean = broadcast<V>(static_cast<const C*>(args.mean)[channel]), scale = broadcast<V>(scales[channel]);
+  const V bias = broadcast<V>(channel_bias<C>(args.bias, channel));
+  const C slope = static_cast<C>(args.negative_slope);
+  for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
+    auto value = [&](int64_t i, int64_t n) GENCORE_LAMBDA {
+      V u = (load(x + i, n) - mean) * scale + bias;
+      if (residual) u += load(residual + i, n);
+      return activate<activation>(u, slope);
+    };
+    if (streaming)
+      for (int64_t i = offset; i < offset + count; i += lanes) stream(y + i, value(i, lanes));
+    else
+      for_each_vector<lanes>(
+          count, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA { store(y + offset + i, value(offset + i, n), n); });
+  });
+}
+
+template <class T, Activation activation, class C = compute_t<T>>
+void row_apply(const BatchNormActArgs& args, const C* scales, int64_t begin, int64_t end, bool streaming) {
+  using V = vector_t<C>;
+  constexpr int lanes = Vector<C>::lanes;
+  const int64_t channels = args.shape.channels;
+  const T* x = static_cast<const T*>(args.x);
+  const T* residual = static_cast<const T*>(args.residual);
+  T* y = static_cast<T*>(args.y);
+  const C slope = static_cast<C>(args.negative_slope);
+  for_each_tile<lanes>(channels, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
+    V mean[vectors], scale[vectors], bias[vectors];
+    for (int j = 0; j < vectors; j++) {
+      const int64_t c = column + j * lanes;
+      mean[j] = load(static_cast<const C*>(args.mean) + c, n);
+      scale[j] = load(scales + c, n);
+      bias[j] = args.bias ? load(static_cast<const C*>(args.bias) + c, n) : V{};
+    }
+    for (int64_t r = begin; r < end; r++)
+      for (int j = 0; j < vectors; j++) {
+        const int64_t i = r * channels + column + j * lanes;
+        V u = (load(x + i, n) - mean[j]) * scale[j] + bias[j];
+        if (residual) u += load(residual + i, n);
+        const V value = activate<activation>(u, slope);
+        if (streaming)
+          stream(y + i, value);
+        else
+          store(y + i, value, n);
+      }
+  });
+}
+
+// --- the whole -------------------------------------------------------------------------------------------------------
+
+template <class T, Activation activation, class C = compute_t<T>>
+void forward(const BatchNormActArgs& args) {
+  const BatchNormShape shape = simplified(args.shape);
+  const int64_t chunks = batch_norm_chunks(shape), channels = shape.channels;
+  const T* x = static_cast<const T*>(args.x);
+  C* partial = static_cast<C*>(args.partial);
+  C* scale = partial + 2 * chunks * channels;
+  const bool planar = shape.inner > 1;
+  const bool streaming = shape.numel() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
+                         reinterpret_cast<uintptr_t>(args.y) % 64 == 0 &&
+                         (planar ? shape.inner : channels) % Vector<C>::lanes == 0;
+
+  if (args.training && planar && channels >= 2 * num_threads() &&
+      shape.count() * static_cast<int64_t>(sizeof(T)) <= kResidentBytes) {
+    parallel_for(0, channels, kGrain / shape.count() + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; c++) {
+        double count = 0, mean = 0, m2 = 0;
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+          C chunk_mean, chunk_m2;
+          const int64_t from = chunk_begin(shape, chunk), to = chunk_end(shape, chunk);
+          planar_chunk(x, shape, c, from, to, &chunk_mean, &chunk_m2);
+          merge(count, mean, m2, static_cast<double>(to - from), chunk_mean, chunk_m2);
+        }
+        finish_channel<C>(args, scale, c, mean, m2);
+        planar_apply<T, activation>(args, shape, scale, c, 0, shape.count(), streaming);
+      }
+      if (streaming) stream_fence();
+    });
+    return;
+  }
+
+  const int64_t tasks = chunk_tasks(shape), grain = chunk_grain(shape);
+  if (args.training) {
+    parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; task++) {
+        const int64_t chunk = planar ? task % chunks : task, channel = planar ? task / chunks : 0;
+        const int64_t from = chunk_begin(shape, chunk), to = chunk_end(shape, chunk);
+        C* mean = partial + 2 * chunk * channels + channel;
+        if (planar)
+          planar_chunk(x, shape, channel, from, to, mean, mean + channels);
+        else
+          row_chunk(x + from * channels, channels, to - from, mean, mean + channels);
+      }
+    });
+    merge_chunks<C>(args, shape, partial, scale);
+  } else {
+    for (int64_t c = 0; c < channels; c++)
+      scale[c] = channel_scale<C>(args.weight, static_cast<const C*>(args.var)[c], args.eps, c);
+  }
+  // Backwards within each thread's range: what the statistics read last is what the caches still hold.
+  parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = end - 1; task >= begin; task--) {
+      const int64_t chunk = planar ? task % chunks : task;
+      const int64_t from = chunk_begin(shape, chunk), to = chunk_end(shape, chunk);
+      if (planar)
+        planar_apply<T, activation>(args, shape, scale, task / chunks, from, to, streaming);
+      else
+        row_apply<T, activation>(args, scale, from, to, streaming);
+    }
+    if (streaming) stream_fence();
+  });
+}
+
+}  // namespace
+
+void batch_norm_act(const BatchNormActArgs& args) {
+  GENCORE_DISPATCH_DTYPE(args.dtype,
+                         GENCORE_DISPATCH_ACTIVATION(args.activation, forward<scalar_t, kActivation>(args)));
+}
+
+}  // namespace gencore::GENCORE_ISA

@@ -1,0 +1,10 @@
+"""The activations that kernels fuse, by name; the numbers are those of csrc/include/gencore/activation_kind.h."""
+
+from __future__ import annotations
+
+ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "silu": 4}
+
+
+def check_activation(where: str, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{where}: activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
