@@ -50,16 +50,18 @@ void row_chunk(const T* x, int64_t channels, int64_t rows, C* mean, C* m2) {
     V sum[vectors] = {};
     for (int64_t r = 0; r < rows; r++)
       for (int j = 0; j < vectors; j++) sum[j] += load(x + r * channels + column + j * lanes, n);
-    V square[vectors] = {};
+    // The deviations' own sum takes back what rounding did to the mean.
+    V square[vectors] = {}, rest[vectors] = {};
     for (int j = 0; j < vectors; j++) sum[j] *= inverse;
     for (int64_t r = 0; r < rows; r++)
       for (int j = 0; j < vectors; j++) {
         const V d = load(x + r * channels + column + j * lanes, n) - sum[j];
+        rest[j] += d;
         square[j] += d * d;
       }
     for (int j = 0; j < vectors; j++) {
-      store(mean + column + j * lanes, sum[j], n);
-      store(m2 + column + j * lanes, square[j], n);
+      store(mean + column + j * lanes, sum[j] + rest[j] * inverse, n);
+      store(m2 + column + j * lanes, square[j] - rest[j] * rest[j] * inverse, n);
     }
   });
 }
@@ -209,15 +211,20 @@ void forward(const BatchNormActArgs& args) {
       scale[c] = channel_scale<C>(args.weight, static_cast<const C*>(args.var)[c], args.eps, c);
   }
   // Backwards within each thread's range: what the statistics read last is what the caches still hold.
+  if (planar) {
+    // Plane by plane, as they lie in memory.
+    parallel_for(0, shape.outer * channels, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t plane = end - 1; plane >= begin; plane--) {
+        const int64_t from = plane / channels * shape.inner;
+        planar_apply<T, activation>(args, shape, scale, plane % channels, from, from + shape.inner, streaming);
+      }
+      if (streaming) stream_fence();
+    });
+    return;
+  }
   parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t task = end - 1; task >= begin; task--) {
-      const int64_t chunk = planar ? task % chunks : task;
-      const int64_t from = chunk_begin(shape, chunk), to = chunk_end(shape, chunk);
-      if (planar)
-        planar_apply<T, activation>(args, shape, scale, task / chunks, from, to, streaming);
-      else
-        row_apply<T, activation>(args, scale, from, to, streaming);
-    }
+    for (int64_t task = end - 1; task >= begin; task--)
+      row_apply<T, activation>(args, scale, chunk_begin(shape, task), chunk_end(shape, task), streaming);
     if (streaming) stream_fence();
   });
 }

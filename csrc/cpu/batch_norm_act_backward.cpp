@@ -130,7 +130,6 @@ void row_apply(const BatchNormActBackwardArgs& args, const Constants<C>& k, int6
                bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
-  // Six constants a column: two vectors at a time keep them in registers.
   const int64_t channels = args.shape.channels;
   const Gradient<T, activation> gradient(args);
   T* grad_x = static_cast<T*>(args.grad_x);
