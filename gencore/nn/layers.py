@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gencore.functional
+from gencore.nn.batchnorm import BatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ LAYERS = {
         _TorchConv2d,
         _TorchConvTranspose2d,
         _TorchLinear,
-        _TorchBatchNorm2d,
+        BatchNorm2d,
         gencore.functional.reparameterize_kl,
     ),
 }

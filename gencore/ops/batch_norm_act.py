@@ -317,7 +317,8 @@ def _differentiate_backward(ctx: Any, *grad_outputs: Any) -> Any:
     eps, activation, negative_slope = ctx.config
 
     def formula(*inputs: Any) -> tuple[Tensor, ...]:
-        return reference.batch_norm_act_backward(*inputs, mean, var, ctx.training, eps, activation, negative_slope)
+        config = (mean, var, ctx.training, eps, activation, negative_slope)
+        return reference.batch_norm_act_backward(*(*inputs, *config))
 
     wanted = [*grad_outputs[:3], grad_outputs[3] if residual is not None and activation != "identity" else None]
     return (*differentiate(formula, (grad_y, x, residual, weight, bias), wanted), *[None] * 7)

@@ -1,0 +1,87 @@
+"""Batch normalisation layers: ``torch.nn``'s, with the activation and an optional residual fused in.
+
+Arguments, defaults, ``state_dict`` and behaviour in training and evaluation are those of ``torch.nn.BatchNorm*``;
+``activation=``, ``negative_slope=`` and ``impl=`` come on top, and ``forward`` takes a residual.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gencore.functional as F
+from gencore.ops._activation import check_activation
+
+
+class _BatchNormAct(torch.nn.modules.batchnorm._BatchNorm):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        impl: str = "auto",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        check_activation(type(self).__name__, activation or "identity")
+        self.activation, self.negative_slope, self.impl = activation, negative_slope, impl
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``activation(batch_norm(input) + residual)``, with shape, dtype and layout of ``input``."""
+        self._check_input_dim(input)
+        factor = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # the cumulative average
+                factor = 1.0 / float(self.num_batches_tracked)
+        tracked = not self.training or self.track_running_stats
+        return F.batch_norm_act(
+            input,
+            self.weight,
+            self.bias,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
+            training=self.training or self.running_mean is None,
+            momentum=factor,
+            eps=self.eps,
+            activation=self.activation or "identity",
+            negative_slope=self.negative_slope,
+            residual=residual,
+            impl=self.impl,
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.activation is not None:
+            text += f", activation={self.activation!r}"
+        if self.activation == "leaky_relu":
+            text += f", negative_slope={self.negative_slope}"
+        return text
+
+
+class BatchNorm1d(_BatchNormAct, torch.nn.BatchNorm1d):
+    """``torch.nn.BatchNorm1d`` for ``[N, C]`` or ``[N, C, L]``, with a fused activation.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats: as in ``torch.nn``; ``momentum=None`` takes the
+            cumulative average.
+        activation: None, ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"silu"``.
+        negative_slope: of the leaky ReLU.
+        impl: which implementation of :func:`gencore.functional.batch_norm_act` runs.
+    """
+
+
+class BatchNorm2d(_BatchNormAct, torch.nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` for ``[N, C, H, W]``, with a fused activation; arguments of :class:`BatchNorm1d`."""
+
+
+class BatchNorm3d(_BatchNormAct, torch.nn.BatchNorm3d):
+    """``torch.nn.BatchNorm3d`` for ``[N, C, D, H, W]``, with a fused activation; arguments of :class:`BatchNorm1d`."""
