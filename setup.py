@@ -8,6 +8,10 @@ Two shared libraries come out of csrc/:
 
 Ninja does the work, so a second build compiles what changed and nothing else. Without a compiler the build goes on, the
 package works on its PyTorch and Triton implementations, and ``python -m gencore env`` says what is missing.
+
+``GENCORE_BUILD_CUDA`` decides about csrc/cuda, never the presence of a GPU: ``0`` leaves it out, ``1`` builds it or
+fails, ``auto`` (the default) builds it where nvcc and a CUDA build of torch are there. ``GENCORE_CUDA_ARCHS`` names the
+targets (default ``80;90;100``).
 """
 
 import json
@@ -58,8 +62,10 @@ class BuildWithNinja(build_ext):
             record.update(self.compile(output))
         except BuildProblem as problem:
             record["reason"] = str(problem)
+            for stale in output.glob("_C*.so"):  # of an earlier build: not what these sources say
+                stale.unlink()
             print(f"gencore: built without its C++ extension: {problem}", file=sys.stderr)
-            if os.environ.get("GENCORE_BUILD_EXTENSION") == "1":
+            if "1" in (os.environ.get("GENCORE_BUILD_EXTENSION"), os.environ.get("GENCORE_BUILD_CUDA")):
                 raise
         (output / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -79,7 +85,9 @@ class BuildWithNinja(build_ext):
 
         work = ROOT / "build" / f"ninja-{platform.machine()}-torch{torch.__version__}"
         work.mkdir(parents=True, exist_ok=True)
-        write_if_changed(work / "build.ninja", ninja_file(compiler, output, Path(torch.__file__).parent, pybind11))
+        nvcc, cuda_reason = find_nvcc(torch)
+        text = ninja_file(compiler, nvcc, output, Path(torch.__file__).parent, pybind11)
+        write_if_changed(work / "build.ninja", text)
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(work)]
         if jobs := os.environ.get("MAX_JOBS"):
             command += ["-j", jobs]
@@ -90,6 +98,8 @@ class BuildWithNinja(build_ext):
             "isas": list(ISAS),
             "compiler": subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0],
             "torch": torch.__version__,
+            "cuda": nvcc is not None,
+            "cuda_reason": cuda_reason,
         }
 
     def get_outputs(self):
@@ -100,7 +110,29 @@ class BuildProblem(RuntimeError):
     """Why there is no extension, and how to mend it."""
 
 
-def ninja_file(compiler: str, output: Path, torch_dir: Path, pybind11) -> str:
+def find_nvcc(torch) -> tuple[str | None, str]:
+    """The CUDA compiler to use, or None and why there are no CUDA kernels."""
+    wish = os.environ.get("GENCORE_BUILD_CUDA", "auto")
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which(f"{home}/bin/nvcc") if home else shutil.which("nvcc")
+    if wish not in ("0", "1", "auto"):
+        raise BuildProblem(f"GENCORE_BUILD_CUDA must be 0, 1 or auto; got {wish!r}")
+    if wish == "0":
+        return None, "GENCORE_BUILD_CUDA=0"
+    if not list((ROOT / "csrc").glob("cuda/*.cu")):
+        return None, "this version has no CUDA C++ kernels; Triton serves GPUs"
+    if nvcc is None:
+        reason = "nvcc was not found; install the CUDA toolkit or set CUDA_HOME"
+    elif wish == "auto" and torch.version.cuda is None:
+        reason = "this torch is a CPU build; GENCORE_BUILD_CUDA=1 builds the kernels all the same"
+    else:
+        return nvcc, ""
+    if wish == "1":
+        raise BuildProblem(f"GENCORE_BUILD_CUDA=1, but {reason}")
+    return None, reason
+
+
+def ninja_file(compiler: str, nvcc: str | None, output: Path, torch_dir: Path, pybind11) -> str:
     includes = [f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc"]
     torch_includes = [f"-isystem {torch_dir}/include", f"-isystem {torch_dir}/include/torch/csrc/api/include"]
     have = [f"-DGENCORE_HAVE_{isa.upper()}" for isa in ISAS if isa != "baseline"]
@@ -130,7 +162,24 @@ def ninja_file(compiler: str, output: Path, torch_dir: Path, pybind11) -> str:
         if source.stem != "memory":
             objects.append(compile_to(f"bind_{source.stem}.o", source, torch_includes))
     libs = f"-L{torch_dir}/lib -ltorch_cpu -ltorch -Wl,-rpath,$$ORIGIN/../torch/lib"
-    lines += [f"build {output}/_C.so: link {' '.join(objects)}", f"  libs = {libs}"]
+    if nvcc:
+        archs = os.environ.get("GENCORE_CUDA_ARCHS", "80;90;100").split(";")
+        targets = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs)
+        lines += [
+            "rule nvcc",
+            f"  command = {nvcc} -std=c++17 -O3 -Xcompiler -fPIC {targets} {' '.join(includes)} -MD -MF $out.d "
+            "-c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = NVCC $out",
+        ]
+        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+            objects.append(f"cuda_{source.stem}.o")
+            lines.append(f"build {objects[-1]}: nvcc {source}")
+        # nvcc links too: it knows where its runtime lies.
+        libs = libs.replace("-Wl,-rpath,", "-Xlinker -rpath -Xlinker ")
+        lines += ["rule link_cuda", f"  command = {nvcc} -shared -cudart=static $in -o $out $libs"]
+    lines += [f"build {output}/_C.so: {'link_cuda' if nvcc else 'link'} {' '.join(objects)}", f"  libs = {libs}"]
 
     memory = [
         compile_to(
