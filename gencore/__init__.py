@@ -1,6 +1,6 @@
 """gencore: fused, differentiable ops for generative image models, with CPU, Triton and PyTorch implementations."""
 
-from gencore import functional, nn
+from gencore import functional, memory, nn
 from gencore.dispatch import Explanation, UnsupportedImplementation, backend, explain
 from gencore.environment import Environment, env
 from gencore.models import create_model, list_models
@@ -17,5 +17,6 @@ __all__ = [
     "explain",
     "functional",
     "list_models",
+    "memory",
     "nn",
 ]

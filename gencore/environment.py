@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gencore.extension import EXTENSION, HAVE_TRITON, build_record
+from gencore.extension import EXTENSION, HAVE_TRITON, MEMORY_EXTENSION, build_record
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def env() -> Environment:
         "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "C++ extension": f"loaded, runs {EXTENSION.isa}" if EXTENSION.loaded else "not loaded",
+        "memory extension": "loaded" if MEMORY_EXTENSION.loaded else "not loaded",
         "built with": f"{record.get('compiler', 'unknown')}, torch {record.get('torch', 'unknown')}",
         "CUDA kernels": "built"
         if record.get("cuda")
@@ -54,6 +55,8 @@ def env() -> Environment:
 def _problems() -> Iterator[tuple[str, str, str]]:
     if not EXTENSION.loaded:
         yield "C++ extension (impl='cpu')", EXTENSION.reason, EXTENSION.fix
+    if not MEMORY_EXTENSION.loaded:
+        yield "memory extension (gencore.memory)", MEMORY_EXTENSION.reason, MEMORY_EXTENSION.fix
     if not HAVE_TRITON:
         yield "Triton (impl='triton')", "the package triton is not installed", "pip install 'gencore[triton]'"
 

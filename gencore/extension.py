@@ -1,4 +1,4 @@
-"""Finds and loads the C++ extension, once, without noise: what is missing is told by :func:`gencore.env`.
+"""Finds and loads the C++ extensions, once, without noise: what is missing is told by :func:`gencore.env`.
 
 This module is responsible for the verdict *which native code is there*. Which implementation runs is decided in
 :mod:`gencore.dispatch`.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ REBUILD = "run `make build` in a checkout, or `pip install --no-build-isolation 
 
 @dataclass(frozen=True)
 class Extension:
-    """Whether the CPU kernels are loaded, and if not, why and what mends it."""
+    """Whether a native library is loaded, and if not, why and what mends it."""
 
     loaded: bool
     reason: str = ""
@@ -51,5 +53,23 @@ def _load() -> Extension:
     return Extension(True, isa=isa)
 
 
+def _load_memory() -> tuple[Extension, ModuleType | None]:
+    try:
+        module = import_module("gencore._memory")
+    except ImportError as error:
+        if any(_DIRECTORY.glob("_memory.*.so")):
+            reason = f"gencore/_memory does not load ({str(error).splitlines()[0]}); this is torch {torch.__version__}"
+        else:
+            reason = build_record().get("reason", "gencore was installed without building its memory extension")
+        return Extension(False, reason, REBUILD), None
+    # It derives from a C++ class of torch, whose layout may change from one minor version to the next.
+    built, running = (version.split(".")[:2] for version in (module.TORCH_VERSION, torch.__version__))
+    if built != running:
+        reason = f"gencore/_memory was built with torch {module.TORCH_VERSION}, this is torch {torch.__version__}"
+        return Extension(False, reason, REBUILD), None
+    return Extension(True), module
+
+
 EXTENSION = _load()
+MEMORY_EXTENSION, MEMORY_MODULE = _load_memory()
 HAVE_TRITON = find_spec("triton") is not None
