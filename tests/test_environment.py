@@ -50,6 +50,7 @@ def test_without_the_extension(tmp_path: Path) -> None:
     assert "missing: C++ extension (impl='cpu')" in out
     assert "why: gencore was installed without building its C++ extension" in out
     assert "fix: run `make build` in a checkout" in out
+    assert "missing: memory extension (gencore.memory)" in out
 
 
 def test_the_reason_of_a_failed_build_is_told(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import textwrap
 import threading
 from pathlib import Path
@@ -17,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gencore import env, extension, memory
+from tests.processes import ROOT, run_python
 
-ROOT = Path(__file__).parent.parent
 MIB = 1 << 20
 
 pytestmark = pytest.mark.skipif(
@@ -34,16 +33,9 @@ def fresh():
     memory.disable()
 
 
-def run_python(code: str, **environment: str) -> str:
+def output_of(code: str) -> str:
     """Runs `code` in its own interpreter, where it cannot disturb this one; returns what it printed."""
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env=os.environ | environment,
-    )
+    result = run_python("-c", textwrap.dedent(code))
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -57,7 +49,7 @@ def tensor_of(nbytes: int) -> torch.Tensor:
 
 def test_import_leaves_it_off():
     code = "import gencore, torch; a = torch.empty(1 << 20); s = gencore.memory.stats(); print(s.enabled, s.misses)"
-    assert run_python(code) == "False 0"
+    assert output_of(code) == "False 0"
 
 
 @pytest.mark.parametrize("nbytes", [1000, 5000, 100_000, 3 * MIB, 40 * MIB])
@@ -323,7 +315,7 @@ def test_out_of_memory_empties_the_cache_and_tries_again():
         except RuntimeError as error:
             print("can't allocate memory" in str(error))
     """
-    assert run_python(code).split() == ["True", "True", "True"]
+    assert output_of(code).split() == ["True", "True", "True"]
 
 
 # The rest of torch.
