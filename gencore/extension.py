@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,18 +54,23 @@ def _load() -> Extension:
 
 
 def _load_memory() -> tuple[Extension, ModuleType | None]:
+    library = _DIRECTORY / f"_memory{EXTENSION_SUFFIXES[0]}"
+    if not library.exists():
+        reason = build_record().get("reason", "gencore was installed without building it for this Python")
+        return Extension(False, reason, REBUILD), None
+    spec = spec_from_file_location("gencore._memory", library)
+    assert spec is not None
+    assert spec.loader is not None
     try:
-        module = import_module("gencore._memory")
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
     except ImportError as error:
-        if any(_DIRECTORY.glob("_memory.*.so")):
-            reason = f"gencore/_memory does not load ({str(error).splitlines()[0]}); this is torch {torch.__version__}"
-        else:
-            reason = build_record().get("reason", "gencore was installed without building its memory extension")
+        reason = f"{library.name} does not load ({str(error).splitlines()[0]}); this is torch {torch.__version__}"
         return Extension(False, reason, REBUILD), None
     # It derives from a C++ class of torch, whose layout may change from one minor version to the next.
     built, running = (version.split(".")[:2] for version in (module.TORCH_VERSION, torch.__version__))
     if built != running:
-        reason = f"gencore/_memory was built with torch {module.TORCH_VERSION}, this is torch {torch.__version__}"
+        reason = f"{library.name} was built with torch {module.TORCH_VERSION}, this is torch {torch.__version__}"
         return Extension(False, reason, REBUILD), None
     return Extension(True), module
 
