@@ -1,0 +1,77 @@
+"""Writes the tables of README.md and docs/ from the committed results: no number in them is typed by hand.
+
+A document holds a pair of markers, and what stands between them is generated::
+
+    <!-- benchmarks:NAME -->
+    <!-- /benchmarks -->
+
+NAME is an op (all its rows), a model, ``ops`` (each op at its main size, beside eager PyTorch) or ``models``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.report import markdown
+from benchmarks.result import RESULTS, Report, Result, read_json
+
+ROOT = Path(__file__).parents[1]
+_SECTION = re.compile(r"(<!-- benchmarks:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- /benchmarks -->)", re.DOTALL)
+
+
+def write_tables(root: Path = ROOT, results: Path | None = None) -> list[Path]:
+    """Bring every document up to date with the results file; returns those that changed."""
+    report = committed_report() if results is None else read_json(results)
+    changed = []
+    for path in documents(root):
+        text = path.read_text()
+        new = generate(text, report)
+        if new != text:
+            path.write_text(new)
+            changed.append(path)
+    return changed
+
+
+def generate(text: str, report: Report) -> str:
+    """``text`` with the body of every marked section made anew.
+
+    Raises:
+        ValueError: a marker names something of which there are no results.
+    """
+
+    def section(match: re.Match[str]) -> str:
+        rows = rows_of(report, match["name"])
+        if not rows:
+            raise ValueError(f"the marker benchmarks:{match['name']} names nothing that was measured")
+        return f"{match[1]}\n{markdown(report, rows)}\n\n{match[4]}"
+
+    return _SECTION.sub(section, text)
+
+
+def rows_of(report: Report, name: str) -> list[Result]:
+    """The rows that belong under a marker."""
+    if name == "ops":
+        return [r for r in report.results if r.kind == "op" and r.peer == "eager" and r.dtype == "float32"]
+    if name == "models":
+        return [r for r in report.results if r.kind == "model"]
+    return [r for r in report.results if r.op == name]
+
+
+def documents(root: Path = ROOT) -> Iterator[Path]:
+    for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+        if path.exists() and _SECTION.search(path.read_text()):
+            yield path
+
+
+def committed_report(directory: Path = RESULTS) -> Report:
+    """The committed results; where there are several machines, the first by name.
+
+    Raises:
+        FileNotFoundError: nothing was measured yet.
+    """
+    files = sorted(directory.glob("*.json"))
+    if not files:
+        raise FileNotFoundError(f"there are no results in {directory}; run `python -m benchmarks run --save`")
+    return read_json(files[0])

@@ -1,0 +1,376 @@
+"""The benchmark suite itself: that a wrong kernel gets no time, and that what it reports is what it measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import gencore
+from benchmarks import Report, Result, Settings, allocator, read_json, run
+from benchmarks.__main__ import main
+from benchmarks.case import Call, Case, Cost, Inputs, Maker, Outputs, Problem, all_cases
+from benchmarks.machine import Peaks
+from benchmarks.measure import pairwise_ratio, peak_bytes, spread, time_in_turn
+from benchmarks.parity import Gate, relative_error
+from benchmarks.result import judge
+from benchmarks.runner import compare, contenders, run_case
+from benchmarks.tables import committed_report, documents, generate, rows_of, write_tables
+
+PEAKS = Peaks({"float32": 100.0}, ((1000, 10.0), (100_000, 40.0)), "made up")
+FAST = Settings(compiled=False, seconds=0.0, rounds=3)
+
+
+@pytest.fixture(autouse=True)
+def made_up_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is not measured in tests: others may be using it."""
+    monkeypatch.setattr("benchmarks.runner.measure_peaks", lambda device: PEAKS)
+
+
+class Scale(Case):
+    """y = 3 x^2, with errors to order."""
+
+    op = "scale"
+    differentiable = ("x",)
+    modes = ("forward", "forward+backward", "double backward")
+    problems = (Problem("64", quick=True),)
+
+    def __init__(self, wrong: str = "") -> None:
+        self.wrong = wrong
+
+    def inputs(self, problem: Problem, make: Maker) -> Inputs:
+        return {"x": make.normal(8, 8)}
+
+    def arguments(self, problem: Problem, inputs: Inputs) -> Call:
+        return (inputs["x"],), {}
+
+    def ours(self, problem: Problem, inputs: Inputs, impl: str) -> Outputs:
+        x = inputs["x"]
+        if impl == "triton":
+            raise gencore.UnsupportedImplementation("no such thing here")
+        if impl == "reference":
+            return (3 * x * x,)
+        if self.wrong == "shape":
+            return (3 * x[:4] * x[:4],)
+        if self.wrong == "nan":
+            return ((3 * x * x).masked_fill(x == x.max(), float("nan")),)
+        if self.wrong == "gradient":
+            return (3 * x.detach() * x,)
+        if self.wrong == "rounding":
+            return (3 * x * x * (1 + 2e-6),)
+        return (3 * x * x,)
+
+    def eager(self, problem: Problem, inputs: Inputs) -> Outputs:
+        x = inputs["x"]
+        return (4 * x * x if self.wrong == "peer" else 3 * x.square(),)
+
+    def cost(self, problem: Problem, mode: str, itemsize: int) -> Cost:
+        return Cost(flops=128, bytes=64 * itemsize * 2)
+
+    def resolve(self, problem: Problem, inputs: Inputs, impl: str) -> str:
+        return "cpu" if impl == "auto" else impl
+
+
+@pytest.mark.parametrize("wrong", ["shape", "nan", "gradient", "rounding"])
+def test_a_wrong_kernel_gets_no_time(wrong: str) -> None:
+    rows = run_case(Scale(wrong), FAST)
+    assert len(rows) == 3
+    assert all(r.status.startswith("wrong") and r.ratio is None and r.ours_ms is None for r in rows)
+
+
+def test_a_right_kernel_is_timed_in_every_mode() -> None:
+    rows = run_case(Scale(), FAST)
+    assert [(r.mode, r.impl, r.peer, r.status) for r in rows] == [(m, "cpu", "eager", "ok") for m in Scale.modes]
+    for row in rows:
+        assert row.rounds >= 3
+        assert row.ratio_low <= row.ratio <= row.ratio_high
+        assert row.gbs == pytest.approx(row.bytes / row.ours_ms / 1e6)
+        assert row.error <= row.allowed
+
+
+def test_a_peer_that_computes_something_else_is_named_and_not_timed() -> None:
+    rows = run_case(Scale("peer"), FAST)
+    assert all(r.peer == "eager" and r.status.startswith("computes something else") and r.ratio is None for r in rows)
+
+
+def test_an_unsupported_implementation_says_so() -> None:
+    rows = run_case(Scale(), replace(FAST, impls=("triton",)))
+    assert {r.status for r in rows} == {"unsupported: no such thing here"}
+
+
+def test_the_gate_allows_twice_pytorchs_own_error() -> None:
+    problem = Scale.problems[0]
+    inputs = {"x": torch.randn(64, 64).bfloat16()}
+    gate = Gate(Scale(), problem, inputs, ["forward"])
+    own = relative_error(3 * inputs["x"] * inputs["x"], 3 * inputs["x"].double() ** 2)
+    verdict = gate.ours(lambda x: (3 * x["x"] * x["x"],))
+    assert verdict.error == pytest.approx(own)
+    assert verdict.allowed == pytest.approx(max(2 * own, 4 * torch.finfo(torch.bfloat16).eps))
+    assert not gate.ours(lambda x: (3.2 * x["x"] * x["x"],)).passed
+
+
+def test_relative_error_sees_shapes_and_nans() -> None:
+    one = torch.tensor([1.0, float("inf"), float("nan")])
+    assert relative_error(one, one) == 0
+    assert relative_error(one[:2], one) == float("inf")
+    assert relative_error(torch.ones(3), one) == float("inf")
+    assert relative_error(torch.tensor([1.5, -2.0]), torch.tensor([1.0, -2.0])) == 0.25
+
+
+class FakeClock:
+    """Time passes only where a call says so."""
+
+    def __init__(self) -> None:
+        self.now, self.order = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def call(self, name: str, *seconds: float):
+        durations = iter([*seconds] * 10_000)
+
+        def run() -> None:
+            self.order.append(name)
+            self.now += next(durations)
+
+        return run
+
+
+def test_times_are_taken_in_turn_and_ratios_round_by_round() -> None:
+    clock = FakeClock()
+    # The third round is disturbed for both alike: the pairwise ratio does not see it, a ratio of means would.
+    calls = {"ours": clock.call("ours", 1, 1, 9), "peer": clock.call("peer", 4, 6, 45)}
+    times = time_in_turn(calls, seconds=0, rounds=3, warmups=3, clock=clock)
+    assert clock.order[6:] == ["ours", "peer"] * 3
+    assert times == {"ours": [1, 1, 9], "peer": [4, 6, 45]}
+    ratio = pairwise_ratio(times["peer"], times["ours"])
+    assert (ratio.low, ratio.median, ratio.high) == (4.5, 5.0, 5.5)
+
+
+def test_short_calls_are_repeated_within_a_sample() -> None:
+    clock = FakeClock()
+    times = time_in_turn({"a": clock.call("a", 1e-4)}, seconds=0, rounds=2, warmups=1, clock=clock)
+    assert times["a"] == pytest.approx([1e-4, 1e-4])
+    assert len(clock.order) == 1 + 2 * (1 + 100)  # the warm-up, and a settling call before each sample of 10 ms
+
+
+def test_spread() -> None:
+    assert spread([3.0]) == spread([3.0, 3.0, 3.0])
+    found = spread([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (found.low, found.median, found.high) == (2.0, 3.0, 4.0)
+
+
+def test_peak_bytes_counts_what_lives_at_the_same_time() -> None:
+    x = torch.ones(1000)
+
+    def freed_in_between() -> torch.Tensor:
+        y = x + x
+        del y
+        return x + x
+
+    assert peak_bytes(freed_in_between) == 4000
+    assert peak_bytes(lambda: (x + x) + (x - x)) == 12000
+    assert peak_bytes(lambda: x) in (0, None)
+
+
+def test_the_limit_is_compute_or_memory() -> None:
+    assert PEAKS.bandwidth(1) == 10
+    assert PEAKS.bandwidth(10_000) == pytest.approx(25)
+    assert PEAKS.bandwidth(1e9) == 40
+    assert PEAKS.limit_seconds(1e9, 1000, "float32") == (0.01, "compute")
+    assert PEAKS.limit_seconds(1, 4e9, "bfloat16") == (pytest.approx(0.1), "memory")
+
+
+def test_compare_puts_the_numbers_in_the_right_places() -> None:
+    x = torch.randn(256, 256)
+    base = Result("op", "o", "p", "forward", "float32", "contiguous", "cpu", "", "")
+    slow = {"slow": lambda: [x @ x for _ in range(20)]}
+    (row,) = compare(base, {"cpu": lambda: x + x}, slow, Cost(1e6, 4e5), FAST)
+    assert row.ratio > 1
+    assert row.peer_ms > row.ours_ms
+    assert row.gflops == pytest.approx(1e6 / row.ours_ms / 1e6)
+    row = judge(row, PEAKS)
+    assert row.limit == "memory"
+    assert row.share == pytest.approx(4e5 / 40e9 / (row.ours_ms / 1e3))
+    assert row.share / row.peer_share == pytest.approx(row.peer_ms / row.ours_ms)
+    assert row.peak_bytes == x.nbytes
+
+
+def test_what_fails_while_running_is_a_row() -> None:
+    def broken() -> None:
+        raise RuntimeError("out of luck\nand more")
+
+    base = Result("op", "o", "p", "forward", "float32", "contiguous", "cpu", "", "")
+    (row,) = compare(base, {"cpu": lambda: None}, {"peer": broken}, Cost(1, 1), FAST)
+    assert row.status == "failed: RuntimeError: out of luck"
+    assert row.ratio is None
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report() -> Report:
+    base = Result(
+        kind="op",
+        op="scale",
+        problem="64",
+        mode="forward",
+        dtype="float32",
+        layout="contiguous",
+        device="cpu",
+        impl="cpu",
+        peer="eager",
+        ours_ms=2.0,
+        peer_ms=5.0,
+        ratio=2.5,
+        ratio_low=2.4,
+        ratio_high=2.6,
+        rounds=9,
+        flops=1e6,
+        bytes=4e6,
+        gflops=0.5,
+        gbs=2.0,
+        limit="memory",
+        share=0.05,
+        peer_share=0.02,
+        peak_bytes=2**20,
+        peer_peak_bytes=2**21,
+        error=1e-7,
+        allowed=1e-6,
+        threads=2,
+        allocator="tuned",
+        commit="abc",
+        date="2026-01-01",
+    )
+    lost = replace(base, mode="forward+backward", ratio=0.5, ratio_low=0.4, ratio_high=0.6, peer_ms=1.0)
+    wrong = replace(base, op="other", status="wrong: output 0", ours_ms=None, ratio=None)
+    machine = {"processor": "A Processor", "cores": 2, "instruction_set": "avx2"}
+    return Report(machine, {"torch": "2.13"}, PEAKS, [base, lost, wrong])
+
+
+def test_json_and_csv_round_trip(report: Report, tmp_path: Path) -> None:
+    report.write_json(tmp_path / "r.json")
+    assert read_json(tmp_path / "r.json") == report
+    body = json.loads((tmp_path / "r.json").read_text())
+    assert set(body) == {"schema", "machine", "versions", "peaks", "results"}
+    report.write_csv(tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["ratio"] for row in rows] == ["2.5", "0.5", ""]
+    assert rows[0]["processor"] == "A Processor"
+    assert rows[0]["torch_version"] == "2.13"
+    (tmp_path / "r.json").write_text(json.dumps({**body, "schema": 0}))
+    with pytest.raises(ValueError, match="schema"):
+        read_json(tmp_path / "r.json")
+
+
+def test_a_new_report_replaces_whole_ops_of_the_old_one(report: Report) -> None:
+    new = replace(report.results[0], problem="128", ratio=3.0)
+    faster = Peaks({"float32": 200.0}, ((1000, 5.0), (100_000, 80.0)), "made up")
+    merged = Report(report.machine, report.versions, faster, [new]).merged_over(report)
+    assert {(r.op, r.problem) for r in merged.results} == {("scale", "128"), ("other", "64")}
+    assert merged.peaks == Peaks({"float32": 200.0}, ((1000, 10.0), (100_000, 80.0)), "made up")
+    (again,) = rows_of(merged, "scale")
+    assert again.share == pytest.approx(4e6 / 80e9 / 2e-3)
+
+
+def test_tables_show_wins_losses_and_failures(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "scale.md"
+    page.write_text("before\n<!-- benchmarks:scale -->\nstale\n<!-- /benchmarks -->\nafter\n")
+    report.write_json(tmp_path / "r.json")
+    assert write_tables(tmp_path, tmp_path / "r.json") == [page]
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "stale" not in text
+    assert "| 2 ms | eager | 5 ms | 2.50x (2.40 to 2.60) |" in text
+    assert "0.50x (0.40 to 0.60)" in text
+    assert write_tables(tmp_path, tmp_path / "r.json") == []
+    assert "wrong: output 0" in generate("<!-- benchmarks:ops -->\n<!-- /benchmarks -->", report)
+    with pytest.raises(ValueError, match="unheard"):
+        generate("<!-- benchmarks:unheard -->\n<!-- /benchmarks -->", report)
+
+
+def test_charts(report: Report, tmp_path: Path) -> None:
+    plots = pytest.importorskip("benchmarks.plots")
+    paths = plots.draw(report, tmp_path)
+    assert [p.name for p in paths] == ["ratios.png", "roofline.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+
+
+def test_committed_tables_are_generated_from_the_committed_results() -> None:
+    report = committed_report()
+    assert report.results
+    for path in documents():
+        assert generate(path.read_text(), report) == path.read_text(), f"{path} is out of date: run `make docs`"
+    assert not [r for r in report.results if r.status.startswith("wrong")]
+
+
+# --- the cases and the command line ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", sorted(all_cases()))
+def test_every_case_passes_its_gate_and_its_eager_twin_computes_the_same(op: str) -> None:
+    case = all_cases()[op]
+    assert hasattr(gencore.functional, op)
+    problem = case.problems[0]
+    modes = problem.modes or case.modes
+    inputs = case.inputs(problem, Maker(torch.float32, torch.device("cpu"), "contiguous", torch.Generator()))
+    entered = contenders(case, problem, inputs, Gate(case, problem, inputs, modes), impls=("auto",), compiled=False)
+    assert entered.ours, entered.refused_ours
+    assert entered.peers, entered.refused_peers
+    assert not entered.refused_peers
+    for mode in modes:
+        cost = case.cost(problem, mode, 4)
+        assert cost.flops > 0
+        assert cost.bytes > 0
+
+
+def test_run_from_python() -> None:
+    rows = run(["reparameterize_kl"], quick=True, seconds=0.0, rounds=2, threads=1)
+    assert rows
+    assert all(r.status == "ok" and r.threads == 1 for r in rows)
+    with pytest.raises(ValueError, match="unheard_of"):
+        run(["unheard_of"])
+
+
+def test_command_line_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--op", "unheard_of", "--allocator", allocator.current()]) == 2
+    assert "unheard_of" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["run", "--layout", "sideways"])
+    assert main(["list"]) == 0
+    assert "reparameterize_kl" in capsys.readouterr().out
+
+
+def test_allocator_environments() -> None:
+    assert allocator.environment("tuned").items() >= allocator.TUNING.items()
+    assert not allocator.environment("stock").keys() & allocator.TUNING.keys()
+    assert allocator.current() in allocator.CHOICES
+
+
+def test_native_yardsticks() -> None:
+    if not gencore.extension.EXTENSION.loaded:
+        pytest.skip("needs the C++ extension")
+    native = torch.ops.gencore_c
+    assert native.fma_peak(200) == 2 * native.fma_peak(100) > 0
+    source = torch.randn(16 * 1001)
+    for streaming in (False, True):
+        destination = torch.zeros_like(source)
+        native.copy_peak(source, streaming, destination)
+        assert torch.equal(source, destination)
+    with pytest.raises(RuntimeError, match="multiple of 16"):
+        native.copy_peak(torch.zeros(8), False, torch.zeros(8))
+    with pytest.raises(RuntimeError, match="elements"):
+        native.copy_peak(torch.zeros(32), False, torch.zeros(16))
+
+
+def test_rows_of_main_table(report: Report) -> None:
+    assert [r.op for r in rows_of(report, "ops")] == ["scale", "scale", "other"]
+    assert rows_of(report, "models") == []
