@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks import allocator
 from benchmarks.case import LAYOUTS, MODES, all_cases
+from benchmarks.models import MODELS, run_models
 from benchmarks.result import RESULTS, Report, read_json
 from benchmarks.runner import QUICK, Settings, run
 from benchmarks.tables import write_tables
@@ -48,8 +49,12 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         settings = replace(settings, compiled=False)
     threads = args.threads or torch.get_num_threads()
     with console.status("measuring the machine") as status:
-        results = run(args.op, settings=settings, threads=threads, progress=status.update)
-        report = Report.of(results, args.device)
+        results = []
+        if args.op is not None or args.model is None:
+            results += run(args.op or None, settings=settings, threads=threads, progress=status.update)
+        if args.model is not None or (args.op is None and not args.quick):
+            results += run_models(args.model or None, settings=settings, threads=threads, progress=status.update)
+        report = Report.of(results, args.device, threads)
     _print_and_write(report, args)
     return 1 if any(r.status.startswith("wrong") for r in results) else 0
 
@@ -80,7 +85,17 @@ def _tables(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _list(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     for case in all_cases().values():
         console.print(f"{case.op}: " + "; ".join(p.name for p in case.problems), highlight=False)
+    for model in MODELS:
+        console.print(f"{model.name}: {model.label}", highlight=False)
     return 0
+
+
+def _compare(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from benchmarks.compare import compare_reports, print_comparison
+
+    changes = compare_reports(read_json(Path(args.base)), read_json(Path(args.new)))
+    print_comparison(changes, console)
+    return 1 if any(change.slower for change in changes) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 
     timed = commands.add_parser("run", help="time ops and models against PyTorch")
     timed.set_defaults(command=_run)
-    timed.add_argument("--op", nargs="+", metavar="NAME", help="these ops only (`list` shows them)")
+    timed.add_argument("--op", nargs="*", metavar="NAME", help="ops, these only if named (`list` shows them)")
+    timed.add_argument("--model", nargs="*", metavar="NAME", help="models, these only if named")
     timed.add_argument("--impl", nargs="+", default=["auto"], help="auto, reference, cpu, triton, cuda")
     timed.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16, float16, float64")
     timed.add_argument("--layout", nargs="+", choices=LAYOUTS, help="these layouts only")
@@ -107,7 +123,11 @@ def _parser() -> argparse.ArgumentParser:
 
     tables = commands.add_parser("tables", help="write the tables of README.md and docs/ from benchmarks/results")
     tables.set_defaults(command=_tables)
-    commands.add_parser("list", help="the ops and their sizes").set_defaults(command=_list)
+    compared = commands.add_parser("compare", help="two result files of one machine; exit status 1 if a row got slower")
+    compared.set_defaults(command=_compare)
+    compared.add_argument("base", metavar="BASE.json")
+    compared.add_argument("new", metavar="NEW.json")
+    commands.add_parser("list", help="ops and models and their sizes").set_defaults(command=_list)
     return parser
 
 

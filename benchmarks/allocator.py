@@ -74,4 +74,4 @@ def _have_gencore_memory() -> bool:
         return False
     import gencore.memory
 
-    return gencore.memory.available()
+    return gencore.memory.is_available()

@@ -64,8 +64,17 @@ class Peaks:
         return (compute, "compute") if compute > memory else (memory, "memory")
 
 
-def measure_peaks(device: str = "cpu") -> Peaks:
-    """Measure FMA and copy peaks with torch's current threads and every page touched first. Takes about a second."""
+def measure_peaks(device: str = "cpu", threads: int | None = None) -> Peaks:
+    """Measure FMA and copy peaks with every page touched first; ``threads`` are torch's if None. Takes a second."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return _measure_peaks(device)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure_peaks(device: str) -> Peaks:
     if device != "cpu":
         return _library_peaks(device, _GPU_WORKING_SETS, (torch.float32, torch.bfloat16, torch.float16))
     if not EXTENSION.loaded:

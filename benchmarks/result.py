@@ -93,8 +93,8 @@ class Report:
     results: list[Result] = field(default_factory=list)
 
     @classmethod
-    def of(cls, results: Sequence[Result], device: str = "cpu") -> Report:
-        peaks = measure_peaks(device)
+    def of(cls, results: Sequence[Result], device: str = "cpu", threads: int | None = None) -> Report:
+        peaks = measure_peaks(device, threads)
         return cls(describe(device), versions(), peaks, [judge(r, peaks) for r in results])
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 import gencore
-from benchmarks import Report, Result, Settings, allocator, read_json, run
+from benchmarks import Report, Result, Settings, allocator, models, read_json, run
 from benchmarks.__main__ import main
 from benchmarks.case import Call, Case, Cost, Inputs, Maker, Outputs, Problem, all_cases
+from benchmarks.compare import compare_reports
 from benchmarks.machine import Peaks
 from benchmarks.measure import pairwise_ratio, peak_bytes, spread, time_in_turn
 from benchmarks.parity import Gate, relative_error
@@ -374,3 +376,54 @@ def test_native_yardsticks() -> None:
 def test_rows_of_main_table(report: Report) -> None:
     assert [r.op for r in rows_of(report, "ops")] == ["scale", "scale", "other"]
     assert rows_of(report, "models") == []
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_with_wrong_gradients_is_refused() -> None:
+    own, plain = (gencore.models.create_model("vae_mlp", layers=layers, hidden=16) for layers in ("gencore", "torch"))
+    own.load_state_dict(plain.state_dict())
+    images = torch.rand(4, 1, 28, 28) * 2 - 1
+    for mode in models.MODES:
+        assert models.judge_parity(own, plain, images, mode).passed
+    own.decoder[0].register_full_backward_hook(lambda module, grads, outputs: tuple(1.01 * g for g in grads))
+    verdict = models.judge_parity(own, plain, images, "training step")
+    assert not verdict.passed
+    assert verdict.where.startswith("gradient of encoder")
+    with torch.no_grad():
+        own.decoder[1].bias += 0.01
+    assert not models.judge_parity(own, plain, images, "inference").passed
+
+
+def test_model_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.models.measure_peaks", lambda device: PEAKS)
+    monkeypatch.setattr(models, "MODELS", (models.ModelCase("vae_mlp", 4, options={"hidden": 16}),))
+    rows = models.run_models(settings=FAST, threads=1)
+    assert {(r.mode, r.layout, r.peer) for r in rows} == set(
+        itertools.product(models.MODES, ("contiguous", "channels_last"), ("eager", "eager, channels_last"))
+    )
+    assert all(r.status == "ok" and r.kind == "model" and r.flops > 0 and r.ratio > 0 for r in rows)
+    with pytest.raises(ValueError, match="unheard_of"):
+        models.run_models(["unheard_of"])
+
+
+# --- comparing two files ---------------------------------------------------------------------------------------------
+
+
+def test_compare_two_files(report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slower = replace(report.results[0], ratio=2.0, ratio_low=1.9, ratio_high=2.1, commit="def")
+    noisy = replace(report.results[1], ratio=0.45, ratio_low=0.3, ratio_high=0.65)
+    new = Report(report.machine, report.versions, PEAKS, [slower, noisy])
+    first, second = compare_reports(report, new)
+    assert first.factor == pytest.approx(0.8)
+    assert (first.slower, first.faster) == (True, False)
+    assert (second.slower, second.faster) == (False, False)
+    assert compare_reports(new, report)[0].faster
+    report.write_json(tmp_path / "a.json")
+    new.write_json(tmp_path / "b.json")
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    assert main(["compare", str(tmp_path / "b.json"), str(tmp_path / "a.json")]) == 0
+    other = Report({**report.machine, "cores": 64}, report.versions, PEAKS, [slower])
+    with pytest.raises(ValueError, match="different machines"):
+        compare_reports(report, other)
