@@ -55,11 +55,11 @@ def compute(
     outputs = function(leaves)
     weights = [c.to(out.dtype) for c, out in zip(cotangents or make_cotangents(outputs), outputs, strict=True)]
     found = _named("output", tuple(out.detach() for out in outputs))
-    grads = torch.autograd.grad(outputs, wanted, weights, create_graph=twice, allow_unused=True)
-    found |= {f"gradient of {n}": g.detach() for n, g in zip(names, grads, strict=True) if g is not None}
+    grads = torch.autograd.grad(outputs, wanted, weights, create_graph=twice, materialize_grads=True)
+    found |= {f"gradient of {n}": g.detach() for n, g in zip(names, grads, strict=True)}
     if twice:
-        seconds = torch.autograd.grad(grads[0].square().sum(), wanted, allow_unused=True)
-        found |= {f"second gradient of {n}": g for n, g in zip(names, seconds, strict=True) if g is not None}
+        seconds = torch.autograd.grad(grads[0].square().sum(), wanted, materialize_grads=True)
+        found |= {f"second gradient of {n}": g for n, g in zip(names, seconds, strict=True)}
     return found
 
 
@@ -123,17 +123,22 @@ class Gate:
 
 
 def relative_error(value: Tensor, oracle: Tensor) -> float:
-    """Largest difference relative to the oracle's largest value; infinite where shapes differ or NaNs do not agree."""
+    """Largest difference relative to the oracle's largest value (absolute where the oracle is zero throughout).
+
+    Infinite where the shapes differ, or one side is not finite where the other is.
+    """
     if value.shape != oracle.shape:
         return float("inf")
     if oracle.numel() == 0:
         return 0.0
     value, oracle = value.double(), oracle.double()
-    bad = ~torch.isfinite(oracle)
-    if bool((bad != ~torch.isfinite(value)).any()):
+    finite = torch.isfinite(oracle)
+    if not torch.equal(finite, torch.isfinite(value)):
         return float("inf")
-    scale = oracle[~bad].abs().max().item() if bool((~bad).any()) else 1.0
-    return (value - oracle)[~bad].abs().max().item() / max(scale, 1e-300) if bool((~bad).any()) else 0.0
+    if not finite.any():
+        return 0.0
+    scale = oracle[finite].abs().max().item() or 1.0
+    return (value - oracle)[finite].abs().max().item() / scale
 
 
 def _named(kind: str, outputs: Outputs) -> dict[str, Tensor]:

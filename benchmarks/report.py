@@ -99,7 +99,9 @@ def percent(value: float) -> str:
 
 
 def mebibytes(value: int | None) -> str:
-    return "?" if value is None else f"{value / 2**20:.3g}" if value else "0"
+    if value is None:
+        return "?"
+    return f"{value / 2**20:.0f}" if value >= 100 * 2**20 else f"{value / 2**20:.3g}"
 
 
 def _size(value: int) -> str:

@@ -8,6 +8,7 @@ import json
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,7 @@ def provenance(threads: int) -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str:
     """The commit that is checked out, with ``+`` where tracked files (other than results and documents) differ."""
     root = Path(__file__).parents[1]
