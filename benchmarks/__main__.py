@@ -13,11 +13,13 @@ from rich.console import Console
 from benchmarks import allocator
 from benchmarks.case import LAYOUTS, MODES, all_cases
 from benchmarks.models import MODELS, run_models
+from benchmarks.models import MODES as MODEL_MODES
 from benchmarks.result import RESULTS, Report, read_json
 from benchmarks.runner import QUICK, Settings, run
 from benchmarks.tables import write_tables
 
-console = Console()
+# A file or a pipe has no width of its own: wide enough there for every column.
+console = Console(width=None if sys.stdout.isatty() else 200)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     timed.add_argument("--impl", nargs="+", default=["auto"], help="auto, reference, cpu, triton, cuda")
     timed.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16, float16, float64")
     timed.add_argument("--layout", nargs="+", choices=LAYOUTS, help="these layouts only")
-    timed.add_argument("--mode", nargs="+", choices=MODES, help="these modes only")
+    timed.add_argument("--mode", nargs="+", choices=(*MODES, *MODEL_MODES), help="these modes only")
     timed.add_argument("--device", default="cpu", help="cpu or cuda")
     timed.add_argument("--threads", type=int, help="threads for all sides; torch's default if not given")
     timed.add_argument("--allocator", choices=allocator.CHOICES, help="memory allocator of all sides; see allocator.py")

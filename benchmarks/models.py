@@ -80,7 +80,7 @@ def run_models(
         peaks = measure_peaks(settings.device)
         for case in MODELS:
             if (names is None or case.name in names) and (case.quick or not settings.quick):
-                for mode in MODES:
+                for mode in [m for m in MODES if settings.modes is None or m in settings.modes]:
                     progress(f"{case.name}  {case.label}  {mode}")
                     torch.compiler.reset()
                     results += _run_case(case, mode, settings)

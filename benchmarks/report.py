@@ -15,9 +15,9 @@ COLUMNS = ("op", "size", "mode", "layout", "impl", "time", "peer", "its time", "
 def print_report(report: Report, console: Console | None = None) -> None:
     """A table of all rows, with the machine and its measured limits below."""
     console = console or Console()
-    width = 190 if console.width < 120 and not console.is_terminal else None
-    table = Table(header_style="bold", pad_edge=False, row_styles=("", "dim"))
-    for column in COLUMNS:
+    shown = [i for i, column in enumerate(COLUMNS) if console.width >= 150 or column not in ("rate", "memory")]
+    table = Table(header_style="bold", pad_edge=False)
+    for column in (COLUMNS[i] for i in shown):
         table.add_column(column, justify="right" if column in ("time", "its time", "faster", "rate") else "left")
     previous: tuple[str, ...] = ()
     for result in report.results:
@@ -26,9 +26,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
         row[8] = f"[{colour(result)}]{row[8]}[/]"
         if group == previous:
             row[:4] = [""] * 4
-        table.add_row(*row)
+        table.add_row(*(row[i] for i in shown))
         previous = group
-    console.print(table, width=width)
+    console.print(table)
     console.print(caption(report), highlight=False)
 
 
