@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks run | tables | compare | list``."""
+"""The command line: ``python -m benchmarks run | tables | compare | gpu-report | list``."""
 
 from __future__ import annotations
 
@@ -100,6 +100,13 @@ def _compare(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     return 1 if any(change.slower for change in changes) else 0
 
 
+def _gpu_report(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from benchmarks.gpu_report import print_report
+
+    print_report(console, args.dtype)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -129,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     compared.set_defaults(command=_compare)
     compared.add_argument("base", metavar="BASE.json")
     compared.add_argument("new", metavar="NEW.json")
+    modelled = commands.add_parser("gpu-report", help="what GPU kernels must do: a model from data sheets, no times")
+    modelled.set_defaults(command=_gpu_report)
+    modelled.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     commands.add_parser("list", help="ops and models and their sizes").set_defaults(command=_list)
     return parser
 

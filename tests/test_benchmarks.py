@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gencore
-from benchmarks import Report, Result, Settings, allocator, models, read_json, run
+from benchmarks import Report, Result, Settings, allocator, gpu_report, models, read_json, run
 from benchmarks.__main__ import main
 from benchmarks.case import Call, Case, Cost, Inputs, Maker, Outputs, Problem, all_cases
 from benchmarks.compare import compare_reports
@@ -431,3 +431,62 @@ def test_compare_two_files(report: Report, tmp_path: Path, capsys: pytest.Captur
     other = Report({**report.machine, "cores": 64}, report.versions, PEAKS, [slower])
     with pytest.raises(ValueError, match="different machines"):
         compare_reports(report, other)
+
+
+# --- the model of GPUs -----------------------------------------------------------------------------------------------
+
+
+def test_a_traced_chain_counts_each_kernel_and_no_view() -> None:
+    a = torch.empty(8, 4, device="meta")
+    with gpu_report.Trace() as trace:
+        b = a[:4].t()  # a view, and an allocation
+        torch.empty_like(b)
+        (b + 1) @ a[:4]
+        a.expand(3, 8, 4).sum(0)
+    assert [(k.name, k.bytes, k.flops, k.matrix) for k in trace.kernels] == [
+        ("add.Tensor", 4 * (16 + 16), 16, False),
+        ("mm.default", 4 * (16 + 16 + 16), 2 * 4 * 4 * 4, True),
+        ("sum.dim_IntList", 4 * (32 + 32), 96, False),
+    ]
+
+
+def test_batch_norm_reads_twice_only_in_training() -> None:
+    case = all_cases()["batch_norm_act"]
+    size = 4 * 64 * 128 * 32 * 32
+    training, evaluation = (p for p in case.problems if p.quick)
+    found = gpu_report.model(case, training, "forward+backward", "float32")
+    assert [round(k.bytes / size) for k in found.chain] == [3, 2, 3, 5]
+    found = gpu_report.model(case, evaluation, "forward", "float32")
+    assert [round(k.bytes / size) for k in found.chain] == [2, 2]
+
+
+def test_the_roofline_of_a_gpu() -> None:
+    gpu = gpu_report.GPU("G", "sm_0", memory=1000, vector=10, matrix={"float32": 100, "bfloat16": 200})
+    assert gpu.seconds(gpu_report.Kernel("copy", 1e9, 1), "float32") == pytest.approx(1e-3)
+    assert gpu.seconds(gpu_report.Kernel("sin", 1, 1e10), "bfloat16") == pytest.approx(1e-3)
+    assert gpu.seconds(gpu_report.Kernel("mm", 1, 1e12, matrix=True), "bfloat16") == pytest.approx(5e-3)
+    chain = (gpu_report.Kernel("a", 1e9, 1), gpu_report.Kernel("b", 3e9, 1))
+    model = gpu_report.Model("o", "p", "forward", "float32", chain, gpu_report.Kernel("o", 2e9, 1))
+    assert model.seconds(gpu) == (pytest.approx(2e-3), pytest.approx(4e-3))
+
+
+def test_compiled_takes_the_worst(tmp_path: Path) -> None:
+    used = {"registers": 10, "spills": 0, "shared": 8}
+    budgets = {
+        "triton": "3",
+        "scale float32": {"sm_80": {"0 _forward": used}, "sm_90": {"0 _forward": used}},
+        "scale_backward float32": {"sm_80": {"0 _a": {**used, "registers": 30}, "1 _b": {**used, "spills": 2}}},
+        "scaled float32": {"sm_80": {"0 _forward": {**used, "registers": 99}}},
+    }
+    (tmp_path / "b.json").write_text(json.dumps(budgets))
+    found = gpu_report.compiled("scale", "sm_80", tmp_path / "b.json")
+    assert found == gpu_report.Compiled(kernels=3, registers=30, spills=2, shared=8)
+    assert gpu_report.compiled("scale", "gfx942", tmp_path / "b.json") is None
+    assert gpu_report.compiled("scale", "sm_80", tmp_path / "none.json") is None
+
+
+def test_gpu_report_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu-report", "--dtype", "float32"]) == 0
+    out = capsys.readouterr().out
+    assert "A model, not a measurement" in out
+    assert all(op in out for op in all_cases())
