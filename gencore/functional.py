@@ -1,6 +1,16 @@
 """The public ops. Each takes ``impl=`` and is differentiable; :func:`gencore.explain` says what runs and why."""
 
 from gencore.ops.batch_norm_act import batch_norm_act
+from gencore.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gencore.ops.reparameterize_kl import reparameterize_kl
 
-__all__ = ["batch_norm_act", "reparameterize_kl"]
+__all__ = [
+    "batch_norm_act",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "reparameterize_kl",
+]

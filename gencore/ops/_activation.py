@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "silu": 4}
+CONV_ACTIVATIONS = {**ACTIVATIONS, "sigmoid": 5, "prelu": 6}
+"""Those of convolution and linear; ``prelu`` takes its slopes as a tensor."""
 
 
 def check_activation(where: str, activation: str) -> None:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def activate(u: Tensor, activation: str, negative_slope: float = 0.01) -> Tensor:
-    """``u`` through "identity", "relu", "leaky_relu", "tanh" or "silu"."""
+def activate(u: Tensor, activation: str, negative_slope: float = 0.01, slopes: Tensor | None = None) -> Tensor:
+    """``u`` through "identity", "relu", "leaky_relu", "tanh", "silu", "sigmoid", or "prelu" with ``slopes``."""
     if activation == "relu":
         return F.relu(u)
     if activation == "leaky_relu":
@@ -17,6 +17,11 @@ def activate(u: Tensor, activation: str, negative_slope: float = 0.01) -> Tensor
         return torch.tanh(u)
     if activation == "silu":
         return F.silu(u)
+    if activation == "sigmoid":
+        return torch.sigmoid(u)
+    if activation == "prelu":
+        assert slopes is not None
+        return F.prelu(u, slopes)
     return u
 
 

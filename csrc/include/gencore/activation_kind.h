@@ -6,11 +6,11 @@
 namespace gencore {
 
 // The order is that of gencore/ops/_activation.py.
-enum class Activation : int32_t { identity, relu, leaky_relu, tanh, silu };
+enum class Activation : int32_t { identity, relu, leaky_relu, tanh, silu, sigmoid, prelu };
 
 }  // namespace gencore
 
-// Runs the statement with `kActivation` standing for the run-time `activation`.
+// Runs the statement (for all but sigmoid and prelu) with `kActivation` standing for the run-time `activation`.
 #define GENCORE_CASE_ACTIVATION(name, ...)                    \
   case ::gencore::Activation::name: {                         \
     constexpr auto kActivation = ::gencore::Activation::name; \
@@ -24,4 +24,6 @@ enum class Activation : int32_t { identity, relu, leaky_relu, tanh, silu };
     GENCORE_CASE_ACTIVATION(leaky_relu, __VA_ARGS__) \
     GENCORE_CASE_ACTIVATION(tanh, __VA_ARGS__)       \
     GENCORE_CASE_ACTIVATION(silu, __VA_ARGS__)       \
+    default:                                         \
+      break;                                         \
   }

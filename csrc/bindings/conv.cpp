@@ -1,0 +1,216 @@
+#include "cpu/conv.h"
+
+#include <vector>
+
+#include "bindings/check.h"
+
+namespace gencore {
+
+namespace {
+
+using Sizes = std::vector<int64_t>;
+
+// Whether the strides are those of a dense [N, C, spatial...] tensor: contiguous, or channels_last. Dimensions of size
+// 1 have no say.
+bool has_layout(const Tensor& tensor, bool channels_last) {
+  const int64_t dims = tensor.dim();
+  int64_t expected = 1;
+  for (int64_t i = dims - 1; i >= 0; i--) {
+    // channels_last order, innermost first: C, then the spatial dimensions from the last, then N.
+    const int64_t d = !channels_last || i == 0 ? i : i == dims - 1 ? 1 : i + 1;
+    if (tensor.size(d) != 1 && tensor.stride(d) != expected) return false;
+    expected *= tensor.size(d);
+  }
+  return true;
+}
+
+struct Image {
+  bool channels_last;
+  int64_t batch, channels, size[3];
+};
+
+Image image_of(const Tensor& tensor, const char* name, ScalarType type) {
+  check_cpu(tensor, name);
+  const int64_t dims = tensor.dim();
+  STD_TORCH_CHECK(dims >= 2 && dims <= 5, name, " must have 2 to 5 dimensions, got ", dims);
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
+  Image image{has_layout(tensor, true), tensor.size(0), tensor.size(1), {1, 1, 1}};
+  STD_TORCH_CHECK(image.channels_last || has_layout(tensor, false), name, " must be contiguous or channels_last");
+  for (int64_t d = 2; d < dims; d++) image.size[3 - dims + d] = tensor.size(d);
+  return image;
+}
+
+void fill(int64_t (&to)[3], const Sizes& from, const char* name, int64_t least, int64_t otherwise) {
+  STD_TORCH_CHECK(from.size() <= 3, name, " must have at most 3 numbers");
+  for (int a = 0; a < 3; a++) to[a] = otherwise;
+  for (size_t i = 0; i < from.size(); i++) {
+    STD_TORCH_CHECK(from[i] >= least && from[i] < (int64_t{1} << 31), name, " is out of range");
+    to[3 - from.size() + i] = from[i];
+  }
+}
+
+ConvShape shape_of(const Image& in, const Image& out, int64_t groups, const Sizes& kernel, const Sizes& stride,
+                   const Sizes& padding, const Sizes& dilation) {
+  STD_TORCH_CHECK(in.batch == out.batch, "the tensors differ in batch size");
+  STD_TORCH_CHECK(groups > 0 && in.channels % groups == 0 && out.channels % groups == 0,
+                  "channels must be divisible by groups");
+  ConvShape shape{in.batch, in.channels, out.channels, groups, {}, {}, {}, {}, {}, {}};
+  for (int a = 0; a < 3; a++) {
+    shape.in_size[a] = in.size[a];
+    shape.out_size[a] = out.size[a];
+    STD_TORCH_CHECK(in.size[a] < (int64_t{1} << 31) && out.size[a] < (int64_t{1} << 31), "an image side is too long");
+  }
+  STD_TORCH_CHECK(in.batch < (int64_t{1} << 31), "the batch is too large");
+  fill(shape.kernel, kernel, "kernel", 1, 1);
+  fill(shape.stride, stride, "stride", 1, 1);
+  fill(shape.padding, padding, "padding", -(int64_t{1} << 30), 0);
+  fill(shape.dilation, dilation, "dilation", 1, 1);
+  return shape;
+}
+
+Dtype conv_dtype(const Tensor& tensor, const char* name) {
+  const Dtype dtype = dtype_of(tensor, name);
+  STD_TORCH_CHECK(dtype != Dtype::float16, name, " must be float32, float64 or bfloat16");
+  return dtype;
+}
+
+ConvPackArgs pack_args(const Tensor& weight, int64_t groups, bool columns_first, int64_t* bytes) {
+  check_cpu(weight, "weight");
+  const int64_t dims = weight.dim();
+  STD_TORCH_CHECK(dims >= 2 && dims <= 5, "weight must have 2 to 5 dimensions, got ", dims);
+  STD_TORCH_CHECK(groups > 0 && weight.size(0) % groups == 0, "weight's first dimension must be divisible by groups");
+  ConvPackArgs args{};
+  args.weight = weight.const_data_ptr();
+  args.groups = groups;
+  args.size0 = weight.size(0) / groups;
+  args.size1 = weight.size(1);
+  args.stride0 = weight.stride(0);
+  args.stride1 = weight.stride(1);
+  for (int a = 0; a < 3; a++) args.kernel[a] = 1, args.kernel_stride[a] = 0;
+  for (int64_t d = 2; d < dims; d++) {
+    args.kernel[3 - dims + d] = weight.size(d);
+    args.kernel_stride[3 - dims + d] = weight.stride(d);
+  }
+  args.columns_first = columns_first;
+  args.dtype = conv_dtype(weight, "weight");
+  args.bytes = bytes;
+  return args;
+}
+
+int64_t packed_bytes(const Tensor& weight, int64_t groups, bool columns_first) {
+  int64_t bytes = 0;
+  run_conv_pack(pack_args(weight, groups, columns_first, &bytes));
+  return bytes;
+}
+
+void pack(const Tensor& weight, int64_t groups, bool columns_first, Tensor packed) {
+  int64_t bytes = 0;
+  ConvPackArgs args = pack_args(weight, groups, columns_first, &bytes);
+  run_conv_pack(args);
+  check_dense(packed, "packed", ScalarType::Byte, bytes);
+  args.packed = packed.mutable_data_ptr();
+  run_conv_pack(args);
+}
+
+void forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
+             const std::optional<Tensor>& residual, const std::optional<Tensor>& slopes, int64_t groups,
+             const Sizes& kernel, const Sizes& stride, const Sizes& padding, const Sizes& dilation, bool transposed,
+             int64_t activation, double negative_slope, Tensor y) {
+  const ScalarType type = x.scalar_type();
+  ConvForwardArgs args{};
+  args.dtype = conv_dtype(x, "x");
+  const Image in = image_of(x, "x", type), out = image_of(y, "y", type);
+  args.shape = shape_of(in, out, groups, kernel, stride, padding, dilation);
+  args.transposed = transposed;
+  args.x = x.const_data_ptr();
+  args.x_channels_last = in.channels_last;
+  args.y = y.mutable_data_ptr();
+  args.y_channels_last = out.channels_last;
+  int64_t bytes = 0;
+  ConvPackArgs expected{};
+  expected.groups = groups;
+  expected.size0 = out.channels / groups;
+  expected.size1 = in.channels / groups;
+  for (int a = 0; a < 3; a++) expected.kernel[a] = args.shape.kernel[a];
+  expected.columns_first = true;
+  expected.dtype = args.dtype;
+  expected.bytes = &bytes;
+  run_conv_pack(expected);
+  check_dense(packed, "packed", ScalarType::Byte, bytes);
+  args.packed = packed.const_data_ptr();
+  if (bias) {
+    check_dense(*bias, "bias", compute_type(type), out.channels);
+    args.bias = bias->const_data_ptr();
+  }
+  if (slopes) {
+    check_dense(*slopes, "slopes", compute_type(type), out.channels);
+    args.slopes = slopes->const_data_ptr();
+  }
+  if (residual) {
+    const Image image = image_of(*residual, "residual", type);
+    STD_TORCH_CHECK(image.batch == out.batch && image.channels == out.channels && image.size[0] == out.size[0] &&
+                        image.size[1] == out.size[1] && image.size[2] == out.size[2],
+                    "residual must have y's shape");
+    STD_TORCH_CHECK(has_layout(*residual, out.channels_last), "residual must have y's layout");
+    args.residual = residual->const_data_ptr();
+  }
+  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::prelu), "unknown activation");
+  args.activation = static_cast<Activation>(activation);
+  STD_TORCH_CHECK(args.activation != Activation::prelu || slopes, "prelu needs slopes");
+  args.negative_slope = negative_slope;
+  if (y.numel() > 0) run_conv_forward(args);
+}
+
+void weight_gradient(const Tensor& dense, const Tensor& gathered, int64_t groups, const Sizes& kernel,
+                     const Sizes& stride, const Sizes& padding, const Sizes& dilation, Tensor grad_weight) {
+  const ScalarType type = dense.scalar_type();
+  ConvWeightGradientArgs args{};
+  args.dtype = conv_dtype(dense, "dense");
+  const Image out = image_of(dense, "dense", type), in = image_of(gathered, "gathered", type);
+  args.shape = shape_of(in, out, groups, kernel, stride, padding, dilation);
+  args.dense = dense.const_data_ptr();
+  args.gathered = gathered.const_data_ptr();
+  args.dense_channels_last = out.channels_last;
+  args.gathered_channels_last = in.channels_last;
+  const int64_t taps = args.shape.kernel[0] * args.shape.kernel[1] * args.shape.kernel[2];
+  check_dense(grad_weight, "grad_weight", compute_type(type), out.channels * (in.channels / groups) * taps);
+  args.weight_gradient = grad_weight.mutable_data_ptr();
+  STD_TORCH_CHECK(dense.numel() > 0 && gathered.numel() > 0, "the tensors must not be empty");
+  run_conv_weight_gradient(args);
+}
+
+int64_t fingerprint_of(const Tensor& tensor) {
+  check_cpu(tensor, "tensor");
+  // Any dense layout will do: the bytes from the first element to the last are those of the tensor.
+  int64_t last = 0;
+  for (int64_t d = 0; d < tensor.dim(); d++) last += (tensor.size(d) - 1) * tensor.stride(d);
+  if (tensor.numel() == 0) return 0;
+  uint64_t result = 0;
+  run_fingerprint({tensor.const_data_ptr(), (last + 1) * static_cast<int64_t>(tensor.element_size()), &result});
+  return static_cast<int64_t>(result);
+}
+
+}  // namespace
+
+}  // namespace gencore
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
+  m.def("conv_packed_bytes(Tensor weight, int groups, bool columns_first) -> int");
+  m.def("conv_pack(Tensor weight, int groups, bool columns_first, Tensor(a!) packed) -> ()");
+  m.def(
+      "conv_forward(Tensor x, Tensor packed, Tensor? bias, Tensor? residual, Tensor? slopes, int groups, int[] kernel, "
+      "int[] stride, int[] padding, int[] dilation, bool transposed, int activation, float negative_slope, "
+      "Tensor(a!) y) -> ()");
+  m.def(
+      "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "
+      "int[] dilation, Tensor(a!) grad_weight) -> ()");
+  m.def("fingerprint(Tensor tensor) -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gencore_c, CPU, m) {
+  m.impl("conv_packed_bytes", TORCH_BOX(&gencore::packed_bytes));
+  m.impl("conv_pack", TORCH_BOX(&gencore::pack));
+  m.impl("conv_forward", TORCH_BOX(&gencore::forward));
+  m.impl("conv_weight_gradient", TORCH_BOX(&gencore::weight_gradient));
+  m.impl("fingerprint", TORCH_BOX(&gencore::fingerprint_of));
+}

@@ -1,0 +1,84 @@
+// Convolution and transposed convolution in up to three dimensions, their input and weight gradients, and linear.
+//
+// Everything is channels_last inside: a pixel is a row of channels. A convolution is, for each output pixel, the sum
+// over filter taps of (row of the input) x (matrix of the tap): one register tile (tile.h) takes a dozen pixels and up
+// to 64 output channels through all taps at once, reading input rows where they lie. Fewer than three dimensions are
+// three with sizes of 1.
+//
+//   forward           conv_forward with transposed = false
+//   transposed        conv_forward with transposed = true: output pixels are sorted by phase (index modulo stride);
+//   each
+//                     phase sees the same few taps at step 1, so it is a small dense convolution and no zero is
+//                     inserted
+//   input gradient    of the one is the other, with the weight packed along its other dimension
+//   weight gradient   conv_weight_gradient: outer products of pixel rows, summed over pixels
+#pragma once
+
+#include <cstdint>
+
+#include "gencore/activation_kind.h"
+#include "gencore/dtype.h"
+#include "gencore/isa.h"
+
+namespace gencore {
+
+// Sizes are (depth, height, width). Channels are totals over all groups.
+struct ConvShape {
+  int64_t batch, in_channels, out_channels, groups;
+  int64_t in_size[3], out_size[3], kernel[3], stride[3], padding[3], dilation[3];
+};
+
+// y = activation(conv(x) + bias + residual). Images are [batch, channels, depth, height, width], contiguous, or the
+// same in channels_last. bias and slopes are float (double for float64). dtype: float32, float64 or bfloat16.
+struct ConvForwardArgs {
+  ConvShape shape;
+  bool transposed;
+  const void* x;
+  const void* packed;    // from conv_pack
+  const void* bias;      // [out_channels], or null
+  const void* residual;  // as y, or null
+  const void* slopes;    // [out_channels], for PReLU
+  void* y;
+  bool x_channels_last, y_channels_last;
+  Activation activation;
+  double negative_slope;  // for LeakyReLU
+  Dtype dtype;
+};
+
+// The weight [groups * d0, d1, kernel...] with any strides, as panels for conv_forward: the tile's columns run along
+// the first dimension (columns_first) or the second.
+struct ConvPackArgs {
+  const void* weight;
+  void* packed;  // null: only *bytes is computed
+  int64_t groups, size0, size1, kernel[3];
+  int64_t stride0, stride1, kernel_stride[3];
+  bool columns_first;
+  Dtype dtype;
+  int64_t* bytes;
+};
+
+// weight_gradient[d][g][tap] = sum over pixels q of dense[q][d] * gathered[q * stride - padding + tap * dilation][g],
+// with d over all dense channels and g over the gathered channels of d's group. For a convolution the output's gradient
+// is dense and the input gathered; for a transposed convolution the input is dense and the output's gradient gathered.
+// In `shape`, in_* is gathered and out_* is dense.
+struct ConvWeightGradientArgs {
+  ConvShape shape;
+  const void* dense;
+  const void* gathered;
+  void* weight_gradient;  // [out_channels, in_channels / groups, kernel...], contiguous
+  bool dense_channels_last, gathered_channels_last;
+  Dtype dtype;
+};
+
+struct FingerprintArgs {
+  const void* data;
+  int64_t bytes;
+  uint64_t* result;
+};
+
+}  // namespace gencore
+
+GENCORE_DECLARE_KERNEL(conv_forward, const ConvForwardArgs&)
+GENCORE_DECLARE_KERNEL(conv_pack, const ConvPackArgs&)
+GENCORE_DECLARE_KERNEL(conv_weight_gradient, const ConvWeightGradientArgs&)
+GENCORE_DECLARE_KERNEL(fingerprint, const FingerprintArgs&)

@@ -1,0 +1,255 @@
+#include "cpu/conv_tile.h"
+#include "gencore/parallel.h"
+
+namespace gencore::GENCORE_ISA {
+
+namespace {
+
+// Panels of this many bytes are walked once for every tile of a box, so they should stay in the second-level cache.
+constexpr int64_t kPanelBytes = 512 * 1024;
+constexpr int64_t kBoxPixels = 192;
+// Boxes times channel ranges; more tasks than threads, so that a slower thread is waited for less.
+constexpr int64_t kTasks = 64;
+// Grids up to this many pixels are worked on image by image within one place, so that whole tiles meet the padding.
+constexpr int64_t kSmallGrid = 64;
+
+template <class T>
+struct Forward {
+  using Sum = typename Tile<T>::Sum;
+
+  const ConvForwardArgs& args;
+  const ConvShape& shape;
+  Geometry g;
+  PanelLayout<T> layout;
+  Boxes boxes;
+  int64_t capacity, items, splits;  // pixels of a box; (group, block) pairs; how many ways the items are split
+  const T* zeros;
+  int64_t next_task = 0;
+
+  struct Work {  // one thread's arrays
+    Pixel* pixels;
+    Pixel* phase_pixels;
+    const T** rows;   // [tap][capacity]
+    T** out;          // [phase][capacity]
+    int64_t* counts;  // [phase]
+    Segment<T>* segments;
+    Sum* partial;
+    Sum* bias;
+    Sum* slopes;
+    T* staged_x;
+    T* staged_y;
+  };
+
+  int64_t box_rows(int axis) const {  // input indices under a box, at most
+    return smaller(shape.in_size[axis],
+                   (boxes.step[axis + 1] - 1) * g.input_step[axis] + g.high[axis] - g.low[axis] + 1);
+  }
+  int64_t length_cuts() const {
+    return ceil_div(layout.length * kMaxVectors * Tile<T>::lanes * static_cast<int64_t>(sizeof(T)), kPanelBytes) + 1;
+  }
+
+  Work take(Arena& arena) const {
+    Work w{};
+    w.pixels = arena.take<Pixel>(capacity);
+    w.phase_pixels = arena.take<Pixel>(capacity);
+    w.rows = arena.take<const T*>(g.taps * capacity);
+    w.out = arena.take<T*>(g.phases * capacity);
+    w.counts = arena.take<int64_t>(g.phases);
+    w.segments = arena.take<Segment<T>>(g.taps * length_cuts());
+    w.partial = arena.take<Sum>(capacity * layout.block);
+    w.bias = arena.take<Sum>(layout.block);
+    w.slopes = arena.take<Sum>(layout.block);
+    if (!args.x_channels_last)
+      w.staged_x = arena.take<T>(boxes.step[0] * box_rows(0) * box_rows(1) * box_rows(2) * shape.in_channels);
+    if (!args.y_channels_last) w.staged_y = arena.take<T>(capacity * g.phases * layout.block);
+    return w;
+  }
+
+  // The part of the output that a box of the grid covers, all phases together.
+  Box output_box(const Box& box) const {
+    Box out = box;
+    for (int a = 0; a < 3; a++) {
+      out.origin[a] = box.origin[a] * g.output_step[a];
+      out.count[a] = smaller(box.count[a] * g.output_step[a], shape.out_size[a] - out.origin[a]);
+    }
+    return out;
+  }
+
+  // Where rows of the box's input are: in place, or copied to pixel rows.
+  const T* input_rows(const Box& box, Work& w, PixelStrides& strides) const {
+    const T* x = static_cast<const T*>(args.x);
+    if (args.x_channels_last) {
+      strides = channels_last_strides(shape.in_channels, shape.in_size);
+      return x;
+    }
+    Box input = box;
+    for (int a = 0; a < 3; a++) {
+      const int64_t begin = larger(0, box.origin[a] * g.input_step[a] + g.low[a]);
+      const int64_t end =
+          smaller(shape.in_size[a], (box.origin[a] + box.count[a] - 1) * g.input_step[a] + g.high[a] + 1);
+      input.origin[a] = begin;
+      input.count[a] = larger(0, end - begin);
+    }
+    if (input.pixels() > 0)
+      copy_box<true>(const_cast<T*>(x), shape.in_channels, shape.in_size, input, 0, shape.in_channels, w.staged_x,
+                     shape.in_channels);
+    strides = channels_last_strides(shape.in_channels, input.count);
+    int64_t origin = input.batch * strides.batch;
+    for (int a = 0; a < 3; a++) origin += input.origin[a] * strides.axis[a];
+    return w.staged_x - origin;
+  }
+
+  void make_tables(const Box& box, Work& w) const {
+    list_pixels(box, boxes.batch_inside, w.pixels);
+    PixelStrides x_strides, y_strides;
+    const T* x = input_rows(box, w, x_strides);
+    const Box out_box = output_box(box);
+    T* y = static_cast<T*>(args.y);
+    if (args.y_channels_last) {
+      y_strides = channels_last_strides(shape.out_channels, shape.out_size);
+    } else {
+      y_strides = channels_last_strides(layout.block, out_box.count);
+      y = w.staged_y - out_box.batch * y_strides.batch;
+      for (int a = 0; a < 3; a++) y -= out_box.origin[a] * y_strides.axis[a];
+    }
+    const int64_t number = box.pixels();
+    for (int64_t p = 0; p < g.phases; p++) {
+      const Phase& phase = g.phase[p];
+      int64_t count = 0;
+      T** out = w.out + p * capacity;
+      for (int64_t i = 0; i < number; i++) {
+        int64_t offset = w.pixels[i].batch * y_strides.batch;
+        bool inside = true;
+        for (int a = 0; a < 3; a++) {
+          const int64_t index = phase.first[a] + w.pixels[i].at[a] * g.output_step[a];
+          inside &= index < shape.out_size[a];
+          offset += index * y_strides.axis[a];
+        }
+        w.phase_pixels[count] = w.pixels[i];
+        out[count] = y + offset;
+        count += inside;
+      }
+      w.counts[p] = count;
+      list_rows(g, g.tap + phase.tap_begin, phase.tap_count, w.phase_pixels, count, x, x_strides, zeros,
+                w.rows + phase.tap_begin * capacity, capacity);
+    }
+  }
+
+  const Sum* padded(const void* from, int64_t channel, int channels, Sum* to) const {
+    if (!from) return nullptr;
+    std::memset(to, 0, layout.block * sizeof(Sum));
+    std::memcpy(to, static_cast<const Sum*>(from) + channel, channels * sizeof(Sum));
+    return to;
+  }
+
+  template <bool native>
+  void run_item(int64_t item, const Box& box, Work& w) const {
+    const int64_t group = item / layout.blocks(), b = item % layout.blocks();
+    const int vectors = layout.vectors(b);
+    const int64_t width = vectors * Tile<T>::lanes, first = b * layout.block;
+    Epilogue<T> e{};
+    e.channels = static_cast<int>(smaller(layout.columns - first, width));
+    const int64_t channel = group * layout.columns + first;
+    e.channel = args.y_channels_last ? channel : 0;
+    e.bias = padded(args.bias, channel, e.channels, w.bias);
+    e.slopes = padded(args.slopes, channel, e.channels, w.slopes);
+    e.activation = args.activation;
+    e.negative_slope = static_cast<Sum>(args.negative_slope);
+    e.partial = w.partial;
+    e.has_residual = args.residual != nullptr;
+    const Box out_box = output_box(box);
+    if (args.y_channels_last)
+      e.residual = static_cast<const char*>(args.residual) - static_cast<char*>(args.y);
+    else if (e.has_residual)
+      copy_box<true>(static_cast<T*>(const_cast<void*>(args.residual)), shape.out_channels, shape.out_size, out_box,
+                     channel, e.channels, w.staged_y, layout.block);
+    const T* panels = static_cast<const T*>(args.packed) + layout.offset(group, b);
+    // A pass may take this much of the reduction; even, because bfloat16 goes in pairs.
+    const int64_t pass_length = larger(2, kPanelBytes / (width * static_cast<int64_t>(sizeof(T))) / 2 * 2);
+    const bool late = is_transcendental(args.activation);
+    for (int64_t p = 0; p < g.phases; p++) {
+      const Phase& phase = g.phase[p];
+      e.out = w.out + p * capacity;
+      e.resume = false;
+      int64_t tap = 0, k = 0;
+      do {
+        int64_t count = 0, room = pass_length;
+        while (tap < phase.tap_count && room > 0) {
+          const int64_t length = smaller(room, layout.length - k);
+          const int64_t slot = phase.tap_begin + tap;
+          w.segments[count++] = {w.rows + slot * capacity, panels + g.tap[slot].index * layout.tap_size(b) + k * width,
+                                 zeros, group * layout.length + k, length};
+          room -= length;
+          k += length;
+          if (k == layout.length) tap++, k = 0;
+        }
+        e.finish = tap == phase.tap_count && !late;
+        run_block<T, native>(w.segments, count, w.counts[p], vectors, e);
+        e.resume = true;
+      } while (tap < phase.tap_count);
+      if (late) finish_rows(e, w.counts[p], vectors);
+    }
+    if (!args.y_channels_last)
+      copy_box<false>(static_cast<T*>(args.y), shape.out_channels, shape.out_size, out_box, channel, e.channels,
+                      w.staged_y, layout.block);
+  }
+
+  template <bool native>
+  void run() {
+    Arena shared;
+    for (int round = 0; round < 2; round++) {
+      g = make_geometry(shape, args.transposed, shared);
+      zeros = shared.take<T>(shape.in_channels);
+      if (round == 0) shared = {static_cast<char*>(scratch(Scratch::shared, shared.used)), 0};
+    }
+    fill_geometry(g, args.transposed);
+    std::memset(const_cast<T*>(zeros), 0, shape.in_channels * sizeof(T));
+    layout = {shape.groups, shape.out_channels / shape.groups, shape.in_channels / shape.groups, g.taps};
+    const bool staged = !args.x_channels_last || !args.y_channels_last;
+    const bool batch_inside = product(g.grid) <= kSmallGrid && g.taps > 1;
+    boxes = cut_into_boxes(shape.batch, g.grid, kBoxPixels, batch_inside, batch_inside && !staged);
+    capacity = boxes.step[0] * boxes.step[1] * boxes.step[2] * boxes.step[3];
+    items = layout.groups * layout.blocks();
+    splits = larger(1, smaller(items, ceil_div(kTasks, boxes.number)));
+    const int64_t tasks = boxes.number * splits;
+    parallel_for(0, smaller(num_threads(), tasks), 1, [&](int64_t, int64_t) {
+      Arena arena;
+      take(arena);
+      arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
+      Work w = take(arena);
+      while (true) {
+        const int64_t task = __atomic_fetch_add(&next_task, 1, __ATOMIC_RELAXED);
+        if (task >= tasks) return;
+        const Box box = box_at(boxes, shape.batch, g.grid, task / splits);
+        const int64_t split = task % splits;
+        make_tables(box, w);
+        for (int64_t item = items * split / splits; item < items * (split + 1) / splits; item++)
+          run_item<native>(item, box, w);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+void conv_forward(const ConvForwardArgs& args) {
+  switch (args.dtype) {
+    case Dtype::float64: {
+      Forward<double> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr};
+      return forward.run<false>();
+    }
+    case Dtype::bfloat16: {
+      Forward<bfloat16> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr};
+#if defined(__AVX512F__)
+      if (__builtin_cpu_supports("avx512bf16")) return forward.run<true>();
+#endif
+      return forward.run<false>();
+    }
+    default: {
+      Forward<float> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr};
+      return forward.run<false>();
+    }
+  }
+}
+
+}  // namespace gencore::GENCORE_ISA

@@ -1,0 +1,236 @@
+// Which input row every output pixel meets at every tap: phases, boxes of pixels, and tables of row pointers.
+#pragma once
+
+#include "cpu/conv.h"
+#include "gencore/scratch.h"
+#include "gencore/tile.h"
+
+namespace gencore::GENCORE_ISA {
+
+GENCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+GENCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+GENCORE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+GENCORE_INLINE int64_t product(const int64_t (&v)[3]) { return v[0] * v[1] * v[2]; }
+
+// Panels: columns come in blocks of kMaxVectors vectors; the last block may have fewer.
+template <class T>
+struct PanelLayout {
+  int64_t groups, columns, length, taps;  // columns and length (of the reduction) in one group
+  static constexpr int64_t lanes = Tile<T>::lanes;
+  static constexpr int64_t block = kMaxVectors * lanes;
+  int64_t padded_length() const { return ceil_div(length, Tile<T>::pack) * Tile<T>::pack; }
+  int64_t blocks() const { return ceil_div(columns, block); }
+  int vectors(int64_t b) const { return static_cast<int>(ceil_div(smaller(columns - b * block, block), lanes)); }
+  int64_t group_size() const { return taps * padded_length() * ceil_div(columns, lanes) * lanes; }
+  int64_t size() const { return groups * group_size(); }
+  int64_t offset(int64_t group, int64_t b) const { return group * group_size() + b * block * taps * padded_length(); }
+  int64_t tap_size(int64_t b) const { return padded_length() * vectors(b) * lanes; }
+};
+
+// Where a pixel's row of channels starts.
+struct PixelStrides {
+  int64_t batch, axis[3];
+};
+GENCORE_INLINE PixelStrides channels_last_strides(int64_t channels, const int64_t (&size)[3]) {
+  const int64_t w = channels, h = size[2] * w, d = size[1] * h;
+  return {size[0] * d, {d, h, w}};
+}
+
+// Along one axis, output index = first + q * step for q = 0, 1, ... and tap t reads input index
+// q * input_step + offset: for a convolution one phase, for a transposed one `stride` of them.
+struct Phase {
+  int64_t first[3];
+  int64_t tap_begin, tap_count;
+};
+struct Tap {
+  int32_t index;  // in the kernel, row-major
+  int32_t offset[3];
+};
+
+struct Geometry {
+  ConvShape shape;
+  int64_t input_step[3], output_step[3];
+  int64_t grid[3];  // pixels q of the largest phase
+  int64_t phases, taps;
+  Phase* phase;
+  Tap* tap;
+  int64_t low[3], high[3];  // smallest and largest offset of any tap
+};
+
+GENCORE_INLINE int64_t modulo(int64_t a, int64_t b) { return ((a % b) + b) % b; }
+
+inline Geometry make_geometry(const ConvShape& shape, bool transposed, Arena& arena) {
+  Geometry g{};
+  g.shape = shape;
+  g.taps = product(shape.kernel);
+  g.phases = transposed ? product(shape.stride) : 1;
+  for (int a = 0; a < 3; a++) {
+    g.input_step[a] = transposed ? 1 : shape.stride[a];
+    g.output_step[a] = transposed ? shape.stride[a] : 1;
+    g.grid[a] = ceil_div(shape.out_size[a], g.output_step[a]);
+  }
+  g.phase = arena.take<Phase>(g.phases);
+  g.tap = arena.take<Tap>(g.taps);
+  return g;
+}
+
+inline void fill_geometry(Geometry& g, bool transposed) {
+  const ConvShape& s = g.shape;
+  int64_t next = 0;
+  for (int64_t p = 0; p < g.phases; p++) {
+    Phase& phase = g.phase[p];
+    phase.first[0] = p / (g.output_step[1] * g.output_step[2]);
+    phase.first[1] = p / g.output_step[2] % g.output_step[1];
+    phase.first[2] = p % g.output_step[2];
+    phase.tap_begin = next;
+    for (int64_t index = 0; index < g.taps; index++) {
+      const int64_t t[3] = {index / (s.kernel[1] * s.kernel[2]), index / s.kernel[2] % s.kernel[1],
+                            index % s.kernel[2]};
+      Tap tap{static_cast<int32_t>(index), {}};
+      bool mine = true;
+      for (int a = 0; a < 3; a++) {
+        int64_t offset = t[a] * s.dilation[a] - s.padding[a];
+        if (transposed) {
+          const int64_t distance = phase.first[a] - offset;
+          mine &= modulo(distance, s.stride[a]) == 0;
+          offset = distance / s.stride[a];
+        }
+        tap.offset[a] = static_cast<int32_t>(offset);
+      }
+      if (mine) g.tap[next++] = tap;
+    }
+    phase.tap_count = next - phase.tap_begin;
+  }
+  for (int a = 0; a < 3; a++) {
+    g.low[a] = INT64_MAX, g.high[a] = INT64_MIN;
+    for (int64_t t = 0; t < next; t++) {
+      g.low[a] = smaller(g.low[a], g.tap[t].offset[a]);
+      g.high[a] = larger(g.high[a], g.tap[t].offset[a]);
+    }
+  }
+}
+
+// A box of the pixel grid, and the order in which its pixels stand in tables.
+struct Box {
+  int64_t batch, batch_count, origin[3], count[3];
+  int64_t pixels() const { return batch_count * count[0] * count[1] * count[2]; }
+};
+
+// How the grid is cut into boxes of about `target` pixels: evenly, whole rows first (whole images first of all axes).
+struct Boxes {
+  int64_t step[4], cut[4], number;
+  bool batch_inside;  // the batch index runs fastest within a box: pixels of one place, which meet the same padding
+};
+
+inline Boxes cut_into_boxes(int64_t batch, const int64_t (&grid)[3], int64_t target, bool batch_inside,
+                            bool batch_first) {
+  const int64_t extent[4] = {batch, grid[0], grid[1], grid[2]};
+  const int order_images[4] = {3, 2, 1, 0}, order_batch[4] = {0, 3, 2, 1};
+  Boxes boxes{};
+  boxes.number = 1;
+  boxes.batch_inside = batch_inside;
+  int64_t room = target;
+  for (int i = 0; i < 4; i++) {
+    const int a = batch_first ? order_batch[i] : order_images[i];
+    const int64_t pieces = ceil_div(extent[a], larger(room, 1));
+    boxes.step[a] = ceil_div(extent[a], pieces);
+    boxes.cut[a] = ceil_div(extent[a], boxes.step[a]);
+    boxes.number *= boxes.cut[a];
+    room /= boxes.step[a];
+  }
+  return boxes;
+}
+
+inline Box box_at(const Boxes& boxes, int64_t batch, const int64_t (&grid)[3], int64_t index) {
+  int64_t at[4];
+  for (int a = 3; a >= 0; a--) {
+    at[a] = index % boxes.cut[a] * boxes.step[a];
+    index /= boxes.cut[a];
+  }
+  Box box{at[0], smaller(boxes.step[0], batch - at[0]), {}, {}};
+  for (int a = 0; a < 3; a++) {
+    box.origin[a] = at[a + 1];
+    box.count[a] = smaller(boxes.step[a + 1], grid[a] - at[a + 1]);
+  }
+  return box;
+}
+
+struct Pixel {
+  int32_t batch, at[3];
+};
+
+inline void list_pixels(const Box& box, bool batch_inside, Pixel* pixels) {
+  const int64_t outer = batch_inside ? 1 : box.batch_count, inner = batch_inside ? box.batch_count : 1;
+  for (int64_t n = 0; n < outer; n++)
+    for (int64_t d = 0; d < box.count[0]; d++)
+      for (int64_t h = 0; h < box.count[1]; h++)
+        for (int64_t w = 0; w < box.count[2]; w++)
+          for (int64_t m = 0; m < inner; m++)
+            *pixels++ = {static_cast<int32_t>(box.batch + n + m),
+                         {static_cast<int32_t>(box.origin[0] + d), static_cast<int32_t>(box.origin[1] + h),
+                          static_cast<int32_t>(box.origin[2] + w)}};
+}
+
+// rows[t * stride + i]: the input row that pixel i meets at tap t; `zeros` in the padding.
+template <class T>
+inline void list_rows(const Geometry& g, const Tap* taps, int64_t tap_count, const Pixel* pixels, int64_t count,
+                      const T* x, const PixelStrides& strides, const T* zeros, const T** rows, int64_t stride) {
+  int64_t low[3] = {0, 0, 0}, high[3] = {0, 0, 0};
+  for (int64_t t = 0; t < tap_count; t++)
+    for (int a = 0; a < 3; a++) {
+      low[a] = t ? smaller(low[a], taps[t].offset[a]) : taps[t].offset[a];
+      high[a] = t ? larger(high[a], taps[t].offset[a]) : taps[t].offset[a];
+    }
+  for (int64_t i = 0; i < count; i++) {
+    int64_t at[3], base = pixels[i].batch * strides.batch;
+    bool inside = true;
+    for (int a = 0; a < 3; a++) {
+      at[a] = pixels[i].at[a] * g.input_step[a];
+      base += at[a] * strides.axis[a];
+      inside &= at[a] + low[a] >= 0 && at[a] + high[a] < g.shape.in_size[a];
+    }
+    for (int64_t t = 0; t < tap_count; t++) {
+      int64_t offset = base;
+      bool valid = inside;
+      if (!inside) {
+        valid = true;
+        for (int a = 0; a < 3; a++) {
+          const int64_t index = at[a] + taps[t].offset[a];
+          valid &= index >= 0 && index < g.shape.in_size[a];
+        }
+      }
+      for (int a = 0; a < 3; a++) offset += taps[t].offset[a] * strides.axis[a];
+      rows[t * stride + i] = valid ? x + offset : zeros;
+    }
+  }
+}
+
+// --- contiguous images, a box at a time ------------------------------------------------------------------------------
+
+// Copies channels [channel, channel + channels) of a box between a contiguous image [batch, all_channels, size...] and
+// pixel rows [box pixels, channels], pixels in row-major order of (batch, axes).
+template <bool to_rows, class T>
+inline void copy_box(T* image, int64_t all_channels, const int64_t (&size)[3], const Box& box, int64_t channel,
+                     int64_t channels, T* rows, int64_t row_stride) {
+  const int64_t plane = product(size);
+  // The innermost axes that the box covers whole make one run.
+  int64_t run = box.count[2], outer[2] = {box.count[0], box.count[1]};
+  if (box.count[2] == size[2]) {
+    run *= box.count[1];
+    outer[1] = 1;
+    if (box.count[1] == size[1]) run *= box.count[0], outer[0] = 1;
+  }
+  for (int64_t n = 0; n < box.batch_count; n++)
+    for (int64_t d = 0; d < outer[0]; d++)
+      for (int64_t h = 0; h < outer[1]; h++) {
+        T* from = image + ((box.batch + n) * all_channels + channel) * plane +
+                  ((box.origin[0] + d) * size[1] + box.origin[1] + h) * size[2] + box.origin[2];
+        if (to_rows)
+          transpose(from, plane, rows, row_stride, channels, run);
+        else
+          transpose(rows, row_stride, from, plane, run, channels);
+        rows += run * row_stride;
+      }
+}
+
+}  // namespace gencore::GENCORE_ISA

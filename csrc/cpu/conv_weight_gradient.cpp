@@ -1,0 +1,326 @@
+#include "cpu/conv_geometry.h"
+#include "gencore/parallel.h"
+
+namespace gencore::GENCORE_ISA {
+
+namespace {
+
+// Sums of one task, [tap][row][column], should stay in the second-level cache beside the pixels of one box.
+constexpr int64_t kSumBytes = 384 * 1024;
+constexpr int64_t kBoxPixels = 256;
+constexpr int64_t kTablePointers = 8192;
+// Independent parts of the weight below which the pixels are split too. A constant, so that no sum depends on the
+// number of threads.
+constexpr int64_t kTasks = 16;
+
+GENCORE_INLINE float to_sum(float v) { return v; }
+GENCORE_INLINE double to_sum(double v) { return v; }
+GENCORE_INLINE float to_sum(bfloat16 v) {
+  const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// sums[i][j] += sum over pixels of rows[p][offset + i] * panel[p][j]. The sum over one box is formed in registers and
+// added once: in float32 the error grows with the box and the number of boxes, not with their product.
+template <class T, int MR, int NV>
+void outer_product(const T* const* rows, int64_t offset, int64_t pixels, const typename Tile<T>::Sum* panel,
+                   typename Tile<T>::Sum* sums) {
+  using V = typename Tile<T>::V;
+  constexpr int lanes = Tile<T>::lanes, width = NV * lanes;
+  V sum[MR][NV];
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) sum[i][j] = V{};
+  for (int64_t p = 0; p < pixels; p++) {
+    const T* a = rows[p] + offset;
+    V b[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) b[j] = load_vector<V>(panel + p * width + j * lanes);
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++) {
+      const V value = splat<V>(to_sum(a[i]));
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) {
+      auto* to = sums + i * width + j * lanes;
+      store_vector(to, load_vector<V>(to) + sum[i][j]);
+    }
+}
+
+template <class T, int MR, int NV>
+void outer_products(const T* const* rows, int64_t offset, int64_t pixels, const typename Tile<T>::Sum* panel,
+                    int64_t count, typename Tile<T>::Sum* sums) {
+  if constexpr (MR > 0) {
+    constexpr int64_t width = NV * Tile<T>::lanes;
+    if constexpr (MR == tile_rows(NV)) {
+      for (int64_t i = 0; i + MR <= count; i += MR)
+        outer_product<T, MR, NV>(rows, offset + i, pixels, panel, sums + i * width);
+    } else if (count % tile_rows(NV) == MR) {
+      outer_product<T, MR, NV>(rows, offset + count - MR, pixels, panel, sums + (count - MR) * width);
+    }
+    outer_products<T, MR - 1, NV>(rows, offset, pixels, panel, count, sums);
+  }
+}
+
+template <class T>
+void run_outer(int vectors, const T* const* rows, int64_t offset, int64_t pixels, const typename Tile<T>::Sum* panel,
+               int64_t count, typename Tile<T>::Sum* sums) {
+  switch (vectors) {
+    case 1:
+      return outer_products<T, tile_rows(1), 1>(rows, offset, pixels, panel, count, sums);
+    case 2:
+      return outer_products<T, tile_rows(2), 2>(rows, offset, pixels, panel, count, sums);
+#if defined(__AVX512F__)
+    case 3:
+      return outer_products<T, tile_rows(3), 3>(rows, offset, pixels, panel, count, sums);
+    case 4:
+      return outer_products<T, tile_rows(4), 4>(rows, offset, pixels, panel, count, sums);
+#endif
+  }
+}
+
+template <class T>
+struct WeightGradient {
+  using Sum = typename Tile<T>::Sum;
+
+  const ConvWeightGradientArgs& args;
+  const ConvShape& shape;
+  Geometry g;
+  Boxes boxes;
+  // The side whose channels run along the vectors, and the side that is broadcast, a few channels a tile.
+  bool vectors_dense;
+  PanelLayout<T> columns;           // blocks of the vector side's channels (taps = length = 1)
+  int64_t row_channels, row_block;  // broadcast channels in a group, and in a task
+  int64_t row_blocks, items, splits, capacity;
+  const T* zeros;
+  Sum* partial;  // [split][item][item_size], where splits > 1
+  int64_t next_task = 0;
+
+  struct Work {
+    Pixel* pixels;
+    const T** gathered_rows;  // [tap][capacity]
+    const T** dense_rows;     // [capacity]
+    Sum* panel;               // [capacity][block]
+    Sum* sums;                // [tap][row_block][block]
+    T* staged_dense;
+    T* staged_gathered;
+  };
+
+  struct Item {
+    int64_t group, block, column, columns, row, rows;
+    int vectors;
+  };
+
+  int64_t item_size() const { return g.taps * row_block * columns.block; }
+  int64_t gathered_block() const { return vectors_dense ? row_block : columns.block; }
+  int64_t dense_block() const { return vectors_dense ? columns.block : row_block; }
+
+  int64_t box_rows(int axis) const {
+    return smaller(shape.in_size[axis],
+                   (boxes.step[axis + 1] - 1) * g.input_step[axis] + g.high[axis] - g.low[axis] + 1);
+  }
+
+  Work take(Arena& arena) const {
+    Work w{};
+    w.pixels = arena.take<Pixel>(capacity);
+    w.gathered_rows = arena.take<const T*>(g.taps * capacity);
+    w.dense_rows = arena.take<const T*>(capacity);
+    w.panel = arena.take<Sum>(capacity * columns.block);
+    if (splits == 1) w.sums = arena.take<Sum>(item_size());
+    if (!args.dense_channels_last) w.staged_dense = arena.take<T>(capacity * dense_block());
+    if (!args.gathered_channels_last)
+      w.staged_gathered = arena.take<T>(boxes.step[0] * box_rows(0) * box_rows(1) * box_rows(2) * gathered_block());
+    return w;
+  }
+
+  Item item_at(int64_t index) const {
+    Item item{};
+    item.row = index % row_blocks * row_block;
+    item.rows = smaller(row_block, row_channels - item.row);
+    index /= row_blocks;
+    item.block = index % columns.blocks();
+    item.group = index / columns.blocks();
+    item.vectors = columns.vectors(item.block);
+    item.column = item.block * columns.block;
+    item.columns = smaller(columns.columns - item.column, columns.block);
+    return item;
+  }
+
+  // Tables of the rows of one box, pointing at the first of the item's channels.
+  void make_tables(const Box& box, const Item& item, Work& w) const {
+    const int64_t dense_group = shape.out_channels / shape.groups, gathered_group = shape.in_channels / shape.groups;
+    const int64_t dense_first = item.group * dense_group + (vectors_dense ? item.column : item.row);
+    const int64_t dense_count = vectors_dense ? item.columns : item.rows;
+    const int64_t gathered_first = item.group * gathered_group + (vectors_dense ? item.row : item.column);
+    const int64_t gathered_count = vectors_dense ? item.rows : item.columns;
+    const int64_t pixels = box.pixels();
+    list_pixels(box, boxes.batch_inside, w.pixels);
+
+    const T* dense = static_cast<const T*>(args.dense);
+    if (args.dense_channels_last) {
+      const PixelStrides strides = channels_last_strides(shape.out_channels, shape.out_size);
+      for (int64_t p = 0; p < pixels; p++) {
+        int64_t offset = w.pixels[p].batch * strides.batch + dense_first;
+        for (int a = 0; a < 3; a++) offset += w.pixels[p].at[a] * strides.axis[a];
+        w.dense_rows[p] = dense + offset;
+      }
+    } else {
+      copy_box<true>(const_cast<T*>(dense), shape.out_channels, shape.out_size, box, dense_first, dense_count,
+                     w.staged_dense, dense_count);
+      for (int64_t p = 0; p < pixels; p++) w.dense_rows[p] = w.staged_dense + p * dense_count;
+    }
+
+    const T* gathered = static_cast<const T*>(args.gathered);
+    PixelStrides strides;
+    if (args.gathered_channels_last) {
+      strides = channels_last_strides(shape.in_channels, shape.in_size);
+      gathered += gathered_first;
+    } else {
+      Box input = box;
+      for (int a = 0; a < 3; a++) {
+        const int64_t begin = larger(0, box.origin[a] * g.input_step[a] + g.low[a]);
+        const int64_t end =
+            smaller(shape.in_size[a], (box.origin[a] + box.count[a] - 1) * g.input_step[a] + g.high[a] + 1);
+        input.origin[a] = begin;
+        input.count[a] = larger(0, end - begin);
+      }
+      if (input.pixels() > 0)
+        copy_box<true>(const_cast<T*>(gathered), shape.in_channels, shape.in_size, input, gathered_first,
+                       gathered_count, w.staged_gathered, gathered_count);
+      strides = channels_last_strides(gathered_count, input.count);
+      gathered = w.staged_gathered - input.batch * strides.batch;
+      for (int a = 0; a < 3; a++) gathered -= input.origin[a] * strides.axis[a];
+    }
+    list_rows(g, g.tap, g.taps, w.pixels, pixels, gathered, strides, zeros, w.gathered_rows, capacity);
+  }
+
+  void fill_panel(const T* const* rows, int64_t pixels, const Item& item, Sum* panel) const {
+    const int64_t width = item.vectors * Tile<T>::lanes;
+    for (int64_t p = 0; p < pixels; p++) {
+      Sum* to = panel + p * width;
+      for (int j = 0; j < item.vectors; j++) {
+        const int n = static_cast<int>(smaller(Tile<T>::lanes, item.columns - j * Tile<T>::lanes));
+        store_vector(to + j * Tile<T>::lanes, load_lanes(rows[p] + j * Tile<T>::lanes, n));
+      }
+    }
+  }
+
+  void run_box(const Box& box, const Item& item, Work& w, Sum* sums) const {
+    make_tables(box, item, w);
+    const int64_t pixels = box.pixels(), width = item.vectors * Tile<T>::lanes;
+    if (vectors_dense) fill_panel(w.dense_rows, pixels, item, w.panel);
+    for (int64_t t = 0; t < g.taps; t++) {
+      const T* const* gathered = w.gathered_rows + t * capacity;
+      if (!vectors_dense) fill_panel(gathered, pixels, item, w.panel);
+      run_outer<T>(item.vectors, vectors_dense ? gathered : w.dense_rows, 0, pixels, w.panel, item.rows,
+                   sums + t * item.rows * width);
+    }
+  }
+
+  // weight_gradient of one item from its sums [tap][row][column].
+  void write(const Item& item, const Sum* sums) const {
+    const int64_t dense_group = shape.out_channels / shape.groups, gathered_group = shape.in_channels / shape.groups;
+    const int64_t width = item.vectors * Tile<T>::lanes, taps = g.taps;
+    Sum* out = static_cast<Sum*>(args.weight_gradient) + item.group * dense_group * gathered_group * taps;
+    if (vectors_dense && taps == 1) {
+      transpose(sums, width, out + item.column * gathered_group + item.row, gathered_group, item.rows, item.columns);
+      return;
+    }
+    for (int64_t i = 0; i < item.rows; i++) {
+      const Sum* from = sums + i * width;
+      if (vectors_dense)
+        transpose(from, item.rows * width, out + (item.column * gathered_group + item.row + i) * taps,
+                  gathered_group * taps, taps, item.columns);
+      else
+        transpose(from, item.rows * width, out + ((item.row + i) * gathered_group + item.column) * taps, taps, taps,
+                  item.columns);
+    }
+  }
+
+  void run_task(int64_t task, Work& w) const {
+    const int64_t index = task / splits, split = task % splits;
+    const Item item = item_at(index);
+    Sum* sums = splits == 1 ? w.sums : partial + (split * items + index) * item_size();
+    std::memset(sums, 0, item_size() * sizeof(Sum));
+    for (int64_t b = boxes.number * split / splits; b < boxes.number * (split + 1) / splits; b++)
+      run_box(box_at(boxes, shape.batch, shape.out_size, b), item, w, sums);
+    if (splits == 1) write(item, sums);
+  }
+
+  void run() {
+    const int64_t dense_group = shape.out_channels / shape.groups, gathered_group = shape.in_channels / shape.groups;
+    const int64_t taps = product(shape.kernel), lanes = Tile<T>::lanes;
+    // Vectors along the dense side make one panel serve all taps; but they want channels to fill them, and with one
+    // tap the other way writes whole rows.
+    vectors_dense = taps == 1 ? gathered_group < lanes : dense_group >= lanes || dense_group >= gathered_group;
+    columns = {shape.groups, vectors_dense ? dense_group : gathered_group, 1, 1};
+    row_channels = vectors_dense ? gathered_group : dense_group;
+    const int64_t tile = tile_rows(columns.vectors(0));
+    const int64_t room = larger(1, kSumBytes / (taps * columns.block * static_cast<int64_t>(sizeof(Sum)) * tile));
+    row_block = ceil_div(ceil_div(row_channels, ceil_div(row_channels, room * tile)), tile) * tile;
+    row_block = smaller(row_block, row_channels);
+    row_blocks = ceil_div(row_channels, row_block);
+    items = shape.groups * columns.blocks() * row_blocks;
+    boxes = cut_into_boxes(shape.batch, shape.out_size, larger(32, smaller(kBoxPixels, kTablePointers / taps)), false,
+                           false);
+    capacity = boxes.step[0] * boxes.step[1] * boxes.step[2] * boxes.step[3];
+    splits = larger(1, smaller(boxes.number, ceil_div(kTasks, items)));
+
+    Arena shared;
+    for (int round = 0; round < 2; round++) {
+      g = make_geometry(shape, false, shared);
+      zeros = shared.take<T>(shape.in_channels);
+      partial = splits > 1 ? shared.take<Sum>(splits * items * item_size()) : nullptr;
+      if (round == 0) shared = {static_cast<char*>(scratch(Scratch::shared, shared.used)), 0};
+    }
+    fill_geometry(g, false);
+    std::memset(const_cast<T*>(zeros), 0, shape.in_channels * sizeof(T));
+
+    const int64_t tasks = items * splits;
+    parallel_for(0, smaller(num_threads(), tasks), 1, [&](int64_t, int64_t) {
+      Arena arena;
+      take(arena);
+      arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
+      Work w = take(arena);
+      while (true) {
+        const int64_t task = __atomic_fetch_add(&next_task, 1, __ATOMIC_RELAXED);
+        if (task >= tasks) return;
+        run_task(task, w);
+      }
+    });
+    if (splits == 1) return;
+    parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t index = begin; index < end; index++) {
+        Sum* sums = partial + index * item_size();
+        for (int64_t split = 1; split < splits; split++) {
+          const Sum* more = partial + (split * items + index) * item_size();
+          for (int64_t i = 0; i < item_size(); i++) sums[i] += more[i];
+        }
+        write(item_at(index), sums);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+void conv_weight_gradient(const ConvWeightGradientArgs& args) {
+  switch (args.dtype) {
+    case Dtype::float64:
+      return WeightGradient<double>{args, args.shape, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0, nullptr, nullptr}.run();
+    case Dtype::bfloat16:
+      return WeightGradient<bfloat16>{args, args.shape, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0, nullptr, nullptr}.run();
+    default:
+      return WeightGradient<float>{args, args.shape, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0, nullptr, nullptr}.run();
+  }
+}
+
+}  // namespace gencore::GENCORE_ISA

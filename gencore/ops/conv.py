@@ -1,0 +1,419 @@
+"""Convolution and transposed convolution in one, two and three dimensions, with a fused epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gencore import reference
+from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
+from gencore.ops._activation import CONV_ACTIVATIONS
+from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
+from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
+from gencore.reference.activation import activate
+
+Size = int | Sequence[int]
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    slopes: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """:func:`conv2d` on ``[N, C, L]`` (or ``[C, L]``) with a weight ``[O, C / groups, K]``."""
+    epilogue = (residual, activation, negative_slope, slopes, impl)
+    return _convolution("conv1d", input, weight, bias, stride, padding, dilation, groups, *epilogue)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    slopes: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    r"""Convolution, bias, residual and activation in one pass: ``activation(conv(input) + bias + residual)``.
+
+    .. math::
+        y_{nop} = \mathrm{act}\Big(\sum_{c,t} w_{oct}\, x_{n,c,\,p\,s - \mathrm{pad} + t\,d} + b_o + r_{nop}\Big)
+
+    On the CPU the sums are formed in register tiles from channels_last rows (contiguous images are turned a tile at a
+    time), and the epilogue runs before they leave the registers. Gradients exist to any order. While gradients are
+    recorded, ``silu`` and ``prelu`` run as a second op; the result is the same.
+
+    Args:
+        input: ``[N, C, H, W]`` (or ``[C, H, W]``); float32, float64, bfloat16 or float16, any strides.
+        weight: ``[O, C / groups, K, L]``, dtype and device of ``input``. On the CPU its packed form is kept for the
+            next call (at most twice its size) as long as the tensor lives.
+        bias: ``[O]`` or None.
+        stride, dilation: at least 1; one number or one for each dimension.
+        padding: zeros on both sides, at least 0; or ``"valid"``, or ``"same"`` (with a stride of 1).
+        groups: divides C and O.
+        residual: added before the activation; the shape and dtype of the result.
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"prelu"``, ``"tanh"``, ``"sigmoid"`` or ``"silu"``.
+        negative_slope: of ``leaky_relu``.
+        slopes: of ``prelu``, one number or ``[O]``.
+        impl: ``"auto"``, ``"reference"`` or ``"cpu"``; see :mod:`gencore.dispatch`.
+
+    Returns:
+        ``[N, O, H', W']`` with ``H' = (H + 2 padding - dilation (K - 1) - 1) // stride + 1``; channels_last where
+        ``input`` is, contiguous otherwise.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        RuntimeError: shapes, dtypes, devices or sizes do not fit, as in PyTorch.
+        ValueError: the activation is unknown, or ``slopes`` is missing for ``prelu``.
+    """
+    epilogue = (residual, activation, negative_slope, slopes, impl)
+    return _convolution("conv2d", input, weight, bias, stride, padding, dilation, groups, *epilogue)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    slopes: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """:func:`conv2d` on ``[N, C, D, H, W]`` (or ``[C, D, H, W]``) with a weight ``[O, C / groups, K, L, M]``."""
+    epilogue = (residual, activation, negative_slope, slopes, impl)
+    return _convolution("conv3d", input, weight, bias, stride, padding, dilation, groups, *epilogue)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    slopes: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """:func:`conv_transpose2d` on ``[N, C, L]`` (or ``[C, L]``) with a weight ``[C, O / groups, K]``."""
+    epilogue = (residual, activation, negative_slope, slopes, impl)
+    geometry = (stride, padding, output_padding, groups, dilation)
+    return _transposed("conv_transpose1d", input, weight, bias, *geometry, *epilogue)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    slopes: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    r"""Transposed convolution with the epilogue of :func:`conv2d`, by stride phases.
+
+    Output pixels whose index leaves the same remainder on division by the stride see the same few taps of the filter,
+    at neighbouring input pixels: each such phase is a small dense convolution. No zeros are inserted, and nothing is
+    scattered. Arguments that :func:`conv2d` has too mean the same.
+
+    Args:
+        input: ``[N, C, H, W]`` (or ``[C, H, W]``).
+        weight: ``[C, O / groups, K, L]``.
+        padding: takes ``padding`` pixels off both sides of the result.
+        output_padding: pixels added to one side, at least 0 and less than the stride or the dilation.
+
+    Returns:
+        ``[N, O, H', W']`` with ``H' = (H - 1) stride - 2 padding + dilation (K - 1) + output_padding + 1``.
+
+    Reference:
+        Zeiler, Krishnan, Taylor and Fergus, "Deconvolutional networks", 2010; Shi et al., "Is the deconvolution layer
+        the same as a convolutional layer?", 2016, on the phases.
+    """
+    epilogue = (residual, activation, negative_slope, slopes, impl)
+    geometry = (stride, padding, output_padding, groups, dilation)
+    return _transposed("conv_transpose2d", input, weight, bias, *geometry, *epilogue)
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    slopes: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """:func:`conv_transpose2d` on ``[N, C, D, H, W]`` with a weight ``[C, O / groups, K, L, M]``."""
+    epilogue = (residual, activation, negative_slope, slopes, impl)
+    geometry = (stride, padding, output_padding, groups, dilation)
+    return _transposed("conv_transpose3d", input, weight, bias, *geometry, *epilogue)
+
+
+# --- one body for each family ----------------------------------------------------------------------------------------
+
+
+def _convolution(
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+    residual: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    slopes: Tensor | None,
+    impl: str,
+) -> Tensor:
+    dims = int(name[-2])
+    batched = check_tensors(name, dims, input, weight, bias, groups, transposed=False)
+    strides, dilations = expand(name, "stride", stride, dims, 1), expand(name, "dilation", dilation, dims, 1)
+    kernel = weight.shape[2:]
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise RuntimeError(f"{name}: padding must be numbers, 'same' or 'valid', got {padding!r}")
+        if padding == "same" and any(s != 1 for s in strides):
+            raise RuntimeError(f"{name}: padding='same' is not supported for strided convolutions, got stride {stride}")
+        same = padding == "same"
+        total = [d * (k - 1) if same else 0 for k, d in zip(kernel, dilations, strict=True)]
+    else:
+        total = [2 * p for p in expand(name, "padding", padding, dims, 0)]
+    paddings = [t // 2 for t in total]  # an odd total puts the odd zero on the far side
+    size = input.shape[-dims:]
+    out_size = []
+    for i, k, s, t, d in zip(size, kernel, strides, total, dilations, strict=True):
+        if i + t < d * (k - 1) + 1:
+            raise RuntimeError(
+                f"{name}: the padded input must not be smaller than the kernel, got input size {tuple(size)}, kernel "
+                f"size {tuple(kernel)}, padding {padding} and dilation {dilation}"
+            )
+        out_size.append((i + t - d * (k - 1) - 1) // s + 1)
+    check_epilogue(name, input, weight.shape[0], out_size, residual, activation, slopes)
+    geometry = (stride, padding, dilation, groups)
+    epilogue = (residual, activation, negative_slope, slopes)
+    chosen = OPS[name].select(impl, input, weight, bias, *geometry)
+    if chosen == "reference":
+        return reference.convolution(input, weight, bias, *geometry, *epilogue)
+    lists = (strides, paddings, dilations, out_size)
+    return _run(batched, input, weight, bias, *lists, groups, False, *epilogue, chosen)
+
+
+def _transposed(
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    output_padding: Size,
+    groups: int,
+    dilation: Size,
+    residual: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    slopes: Tensor | None,
+    impl: str,
+) -> Tensor:
+    dims = int(name[-2])
+    batched = check_tensors(name, dims, input, weight, bias, groups, transposed=True)
+    strides, dilations = expand(name, "stride", stride, dims, 1), expand(name, "dilation", dilation, dims, 1)
+    paddings, extras = (
+        expand(name, "padding", padding, dims, 0),
+        expand(name, "output_padding", output_padding, dims, 0),
+    )
+    size, kernel = input.shape[-dims:], weight.shape[2:]
+    out_size = []
+    for i, k, s, p, d, extra in zip(size, kernel, strides, paddings, dilations, extras, strict=True):
+        if extra >= max(s, d):
+            raise RuntimeError(
+                f"{name}: output_padding must be smaller than either stride or dilation, got output_padding "
+                f"{output_padding}, stride {stride} and dilation {dilation}"
+            )
+        out_size.append((i - 1) * s - 2 * p + d * (k - 1) + extra + 1)
+    if any(o < 1 for o in out_size):
+        raise RuntimeError(f"{name}: the result would have size {tuple(out_size)}; it must be at least 1 everywhere")
+    check_epilogue(name, input, weight.shape[1] * groups, out_size, residual, activation, slopes)
+    geometry = (stride, padding, output_padding, groups, dilation)
+    epilogue = (residual, activation, negative_slope, slopes)
+    chosen = OPS[name].select(impl, input, weight, bias, *geometry)
+    if chosen == "reference":
+        return reference.transposed_convolution(input, weight, bias, *geometry, *epilogue)
+    lists = (strides, paddings, dilations, out_size)
+    return _run(batched, input, weight, bias, *lists, groups, True, *epilogue, chosen)
+
+
+def _run(
+    batched: bool,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    out_size: list[int],
+    groups: int,
+    transposed: bool,
+    residual: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    slopes: Tensor | None,
+    impl: str,
+) -> Tensor:
+    if not batched:
+        x, residual = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+    fused = activation
+    if (activation not in FUSED_IN_TRAINING or negative_slope < 0) and torch.is_grad_enabled():
+        tensors = (x, weight, bias, residual, slopes)
+        fused = "identity" if any(t is not None and t.requires_grad for t in tensors) else activation
+    given = slopes if fused == "prelu" else None
+    geometry = (stride, padding, dilation, out_size, groups, transposed)
+    y = CONVOLUTION(x, weight, bias, residual, given, *geometry, fused, float(negative_slope), impl)
+    if fused != activation:
+        y = activate(y, activation, negative_slope, slopes)
+    return y if batched else y.squeeze(0)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def expand(name: str, argument: str, value: Size, dims: int, least: int) -> list[int]:
+    """``value`` as one number for each dimension, each at least ``least``."""
+    numbers = [value] * dims if isinstance(value, int) else list(value)
+    if len(numbers) == 1:
+        numbers = numbers * dims
+    if len(numbers) != dims:
+        raise RuntimeError(f"{name}: {argument} must be one number or {dims}, got {value}")
+    if any(v < least for v in numbers):
+        raise RuntimeError(f"{name}: {argument} must be at least {least}, got {value}")
+    return numbers
+
+
+def check_tensors(
+    name: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool
+) -> bool:
+    """Checks dtypes, devices and channels; whether the input has a batch dimension."""
+    check_floating(name, "input", input)
+    check_tensor(name, "weight", weight)
+    check_device(name, "weight", weight, "input", input)
+    check_dtype(name, "weight", weight, input)
+    if weight.dim() != dims + 2:
+        raise RuntimeError(f"{name}: weight must have {dims + 2} dimensions, got shape {tuple(weight.shape)}")
+    if input.dim() not in (dims + 1, dims + 2):
+        raise RuntimeError(
+            f"{name}: input must have {dims + 2} dimensions (or {dims + 1} without a batch), got shape "
+            f"{tuple(input.shape)}"
+        )
+    if groups < 1:
+        raise RuntimeError(f"{name}: groups must be at least 1, got {groups}")
+    if weight.shape[0] % groups != 0 or weight.shape[0] < groups:
+        raise RuntimeError(
+            f"{name}: weight's first dimension must be divisible by groups, got shape {tuple(weight.shape)} and groups "
+            f"{groups}"
+        )
+    if any(size < 1 for size in weight.shape):
+        raise RuntimeError(f"{name}: weight must not be empty, got shape {tuple(weight.shape)}")
+    channels = input.shape[-dims - 1]
+    wanted = weight.shape[0] if transposed else weight.shape[1] * groups
+    if channels != wanted:
+        raise RuntimeError(
+            f"{name}: input must have {wanted} channels for a weight of shape {tuple(weight.shape)} and groups "
+            f"{groups}, got {channels} (shape {tuple(input.shape)})"
+        )
+    if any(size < 1 for size in input.shape[-dims:]):
+        raise RuntimeError(f"{name}: input must have no spatial dimension of size 0, got shape {tuple(input.shape)}")
+    if bias is not None:
+        check_tensor(name, "bias", bias)
+        check_device(name, "bias", bias, "input", input)
+        check_dtype(name, "bias", bias, input)
+        check_shape(name, "bias", bias, (weight.shape[1] * groups if transposed else weight.shape[0],))
+    return input.dim() == dims + 2
+
+
+def check_dtype(name: str, argument: str, x: Tensor, input: Tensor) -> None:
+    if x.dtype != input.dtype:
+        raise RuntimeError(f"{name}: {argument} must have input's dtype {input.dtype}, got {x.dtype}")
+
+
+def check_epilogue(
+    name: str,
+    input: Tensor,
+    channels: int,
+    out_size: Sequence[int],
+    residual: Tensor | None,
+    activation: str,
+    slopes: Tensor | None,
+) -> None:
+    if activation not in CONV_ACTIVATIONS:
+        raise ValueError(f"{name}: activation must be one of {', '.join(CONV_ACTIVATIONS)}, got {activation!r}")
+    if activation == "prelu":
+        if slopes is None:
+            raise ValueError(f"{name}: activation 'prelu' needs slopes")
+        check_tensor(name, "slopes", slopes)
+        check_device(name, "slopes", slopes, "input", input)
+        check_dtype(name, "slopes", slopes, input)
+        if slopes.numel() != 1:
+            check_shape(name, "slopes", slopes, (channels,))
+    if residual is not None:
+        check_tensor(name, "residual", residual)
+        check_device(name, "residual", residual, "input", input)
+        check_dtype(name, "residual", residual, input)
+        batch = input.shape[: input.dim() - len(out_size) - 1]
+        check_shape(name, "residual", residual, (*batch, channels, *out_size))
+
+
+# --- implementations -------------------------------------------------------------------------------------------------
+
+
+def _cpu_refusal(input: Tensor, *args: object, **kwargs: object) -> Reason:
+    return cpu_refusal(input)
+
+
+OPS = {
+    name: Op(name, {"cpu": Implementation(_cpu_refusal)})
+    for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+}

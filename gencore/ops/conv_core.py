@@ -1,0 +1,289 @@
+"""The two ops under every convolution, transposed convolution and linear layer, closed under differentiation.
+
+``convolution`` computes the output pixels of a convolution or of a transposed one; ``convolution_weight_gradient`` sums
+outer products of pixel rows. With D the dense and G the gathered tensor,
+
+    weight_gradient(D, G)[d, g, t] = sum over pixels q of D[q, d] G[q stride - padding + t dilation, g],
+
+the gradient of a convolution to its input is a transposed convolution, and the other way round; to its weight, a weight
+gradient; and the gradients of a weight gradient are convolutions. So derivatives exist to any order, by algebra.
+Public functions, argument checks and the tables of implementations are in :mod:`gencore.ops.conv` and
+:mod:`gencore.ops.linear`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gencore.ops._activation import CONV_ACTIVATIONS
+from gencore.ops._checks import compute_dtype
+from gencore.ops._library import define
+
+FUSED_IN_TRAINING = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
+"""Activations whose derivative follows from their result, so that nothing more than the result is stored."""
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of ``x`` [N, C, ...] run fastest; False where contiguous fits as well."""
+    return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` itself if contiguous or channels_last, else a contiguous copy."""
+    return x if is_channels_last(x) else x.contiguous()
+
+
+def _empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
+    if not channels_last:
+        return like.new_empty(tuple(shape))
+    return like.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
+
+
+# --- packed weights --------------------------------------------------------------------------------------------------
+
+# (id of the weight, columns_first, groups) -> (weak reference to it, version, fingerprint, packed panels).
+_packed_weights: dict[tuple[int, bool, int], tuple[Any, int, int, Tensor]] = {}
+
+
+class _Packed:
+    """The panels of a weight, taken out of the cache for one call: a concurrent call of the same layer packs its own.
+
+    A packed weight is used again while the version counter stands still *and* a hash of the weight agrees: changes
+    through ``weight.data`` do not move the counter.
+    """
+
+    def __init__(self, weight: Tensor, groups: int, columns_first: bool) -> None:
+        self.weight, self.key = weight, (id(weight), columns_first, groups)
+        self.arguments = (weight, groups, columns_first)
+
+    def __enter__(self) -> Tensor:
+        weight, ops = self.weight, torch.ops.gencore_c
+        self.version = -1 if weight.is_inference() else weight._version
+        self.fingerprint = ops.fingerprint(weight)
+        size = ops.conv_packed_bytes(*self.arguments)
+        kept = _packed_weights.pop(self.key, None)
+        if kept is not None and kept[0]() is weight and kept[3].numel() == size:
+            self.packed = kept[3]
+            if kept[1:3] == (self.version, self.fingerprint):
+                return self.packed
+        else:
+            self.packed = weight.new_empty((size,), dtype=torch.uint8)
+        ops.conv_pack(*self.arguments, self.packed)
+        return self.packed
+
+    def __exit__(self, *error: object) -> None:
+        key = self.key
+        reference = weakref.ref(self.weight, lambda _: _packed_weights.pop(key, None))
+        _packed_weights[key] = (reference, self.version, self.fingerprint, self.packed)
+
+
+# --- implementations -------------------------------------------------------------------------------------------------
+
+
+def _convolution_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    slopes: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    out_size: list[int],
+    groups: int,
+    transposed: bool,
+    activation: str,
+    negative_slope: float,
+) -> Tensor:
+    if x.dtype == torch.float16:
+        bias, residual, slopes = (None if t is None else t.float() for t in (bias, residual, slopes))
+        geometry = (stride, padding, dilation, out_size, groups, transposed)
+        epilogue = (activation, negative_slope)
+        return _convolution_cpu(x.float(), weight.float(), bias, residual, slopes, *geometry, *epilogue).half()
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    channels_last = is_channels_last(x)
+    y = _empty((x.shape[0], channels, *out_size), x, channels_last)
+    if y.numel() == 0:
+        return y
+    compute = compute_dtype(x.dtype)
+    if residual is not None:
+        residual = _empty(y.shape, x, channels_last).copy_(residual) if residual.stride() != y.stride() else residual
+    if slopes is not None:
+        slopes = slopes.to(compute).expand(channels).contiguous()
+    with _Packed(weight, groups, not transposed) as packed:
+        torch.ops.gencore_c.conv_forward(
+            _dense(x),
+            packed,
+            None if bias is None else bias.to(compute).contiguous(),
+            residual,
+            slopes,
+            groups,
+            weight.shape[2:],
+            stride,
+            padding,
+            dilation,
+            transposed,
+            CONV_ACTIVATIONS[activation],
+            negative_slope,
+            y,
+        )
+    return y
+
+
+def _weight_gradient_cpu(
+    dense: Tensor,
+    gathered: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    if dense.dtype == torch.float16:
+        return _weight_gradient_cpu(dense.float(), gathered.float(), kernel, stride, padding, dilation, groups).half()
+    shape = (dense.shape[1], gathered.shape[1] // groups, *kernel)
+    result = torch.empty(shape, dtype=compute_dtype(dense.dtype), device=dense.device)
+    if dense.numel() == 0 or gathered.numel() == 0:
+        return result.zero_().to(dense.dtype)
+    torch.ops.gencore_c.conv_weight_gradient(
+        _dense(dense), _dense(gathered), groups, kernel, stride, padding, dilation, result
+    )
+    return result.to(dense.dtype)
+
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+
+def _fake_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    slopes: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    out_size: list[int],
+    groups: int,
+    transposed: bool,
+    activation: str,
+    negative_slope: float,
+    impl: str,
+) -> Tensor:
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    return _empty((x.shape[0], channels, *out_size), x, is_channels_last(x))
+
+
+def _fake_weight_gradient(
+    dense: Tensor,
+    gathered: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    impl: str,
+) -> Tensor:
+    return dense.new_empty((dense.shape[1], gathered.shape[1] // groups, *kernel))
+
+
+def _save_convolution(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, weight, bias, _, _, *ctx.geometry, ctx.activation, ctx.negative_slope, ctx.impl = inputs
+    needs_output = ctx.activation != "identity"
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, weight, output if needs_output else None)
+
+
+def _differentiate_convolution(ctx: Any, grad: Tensor) -> Any:
+    x, weight, output = ctx.saved_tensors
+    stride, padding, dilation, _, groups, transposed = ctx.geometry
+    grad = _activation_gradient(grad, output, ctx.activation, ctx.negative_slope)
+    needs = ctx.needs_input_grad
+    grad_x = grad_weight = grad_bias = None
+    if needs[0]:
+        size = list(x.shape[2:])
+        grad_x = convolve(grad, weight, stride, padding, dilation, size, groups, not transposed, ctx.impl)
+    if needs[1]:
+        dense, gathered = (x, grad) if transposed else (grad, x)
+        kernel = list(weight.shape[2:])
+        grad_weight = WEIGHT_GRADIENT(dense, gathered, kernel, stride, padding, dilation, groups, ctx.impl)
+    if needs[2]:
+        grad_bias = grad.sum([0, *range(2, grad.dim())])
+    return (grad_x, grad_weight, grad_bias, grad if needs[3] else None, *[None] * 10)
+
+
+def _activation_gradient(grad: Tensor, output: Tensor | None, activation: str, negative_slope: float) -> Tensor:
+    """The gradient before the activation, from the gradient after it and the result."""
+    if activation == "identity":
+        return grad
+    assert output is not None
+    aten = torch.ops.aten
+    # Piecewise linear: the second derivative is zero, so the result takes no part in it.
+    if activation == "relu":
+        return aten.threshold_backward(grad, output.detach(), 0)
+    if activation == "leaky_relu":
+        return aten.leaky_relu_backward(grad, output.detach(), negative_slope, True)
+    if activation == "tanh":
+        return aten.tanh_backward(grad, output)
+    if activation == "sigmoid":
+        return aten.sigmoid_backward(grad, output)
+    raise RuntimeError(f"convolution: the op cannot be differentiated through activation {activation!r}")
+
+
+def _save_weight_gradient(ctx: Any, inputs: Any, output: Tensor) -> None:
+    dense, gathered, *ctx.geometry, ctx.impl = inputs
+    ctx.save_for_backward(dense, gathered)
+
+
+def _differentiate_weight_gradient(ctx: Any, grad: Tensor) -> Any:
+    dense, gathered = ctx.saved_tensors
+    _, stride, padding, dilation, groups = ctx.geometry
+    grad_dense = grad_gathered = None
+    if ctx.needs_input_grad[0]:
+        size = list(dense.shape[2:])
+        grad_dense = convolve(gathered, grad, stride, padding, dilation, size, groups, False, ctx.impl)
+    if ctx.needs_input_grad[1]:
+        size = list(gathered.shape[2:])
+        grad_gathered = convolve(dense, grad, stride, padding, dilation, size, groups, True, ctx.impl)
+    return grad_dense, grad_gathered, *[None] * 6
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    out_size: list[int],
+    groups: int,
+    transposed: bool,
+    impl: str,
+) -> Tensor:
+    """A convolution without an epilogue."""
+    return CONVOLUTION(
+        x, weight, None, None, None, stride, padding, dilation, out_size, groups, transposed, "identity", 0.0, impl
+    )
+
+
+CONVOLUTION = define(
+    "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? slopes, int[] stride, int[] padding, "
+    "int[] dilation, SymInt[] out_size, int groups, bool transposed, str activation, float negative_slope, str impl) "
+    "-> Tensor",
+    {"cpu": _convolution_cpu},
+    _fake_convolution,
+    setup_context=_save_convolution,
+    backward=_differentiate_convolution,
+)
+WEIGHT_GRADIENT = define(
+    "convolution_weight_gradient(Tensor dense, Tensor gathered, SymInt[] kernel, int[] stride, int[] padding, "
+    "int[] dilation, int groups, str impl) -> Tensor",
+    {"cpu": _weight_gradient_cpu},
+    _fake_weight_gradient,
+    setup_context=_save_weight_gradient,
+    backward=_differentiate_weight_gradient,
+)

@@ -1,0 +1,363 @@
+"""Convolutions against float64, over arguments, layouts, dtypes and orders of differentiation."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import gencore.functional as G
+from gencore import UnsupportedImplementation, explain
+from gencore.extension import EXTENSION
+from gencore.ops import conv_core
+
+pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
+
+NAMES = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+FORMATS = {1: None, 2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def make(name: str, x_shape, w_shape, dtype=torch.float32, bias=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    channels = w_shape[1] if "transpose" in name else w_shape[0]
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    return draw(*x_shape), draw(*w_shape), draw(channels) if bias else None
+
+
+def all_gradients(function, tensors, grad):
+    leaves = [None if t is None else t.detach().clone(memory_format=torch.preserve_format) for t in tensors]
+    leaves = [None if t is None else t.requires_grad_() for t in leaves]
+    y = function(*leaves)
+    wanted = [t for t in leaves if t is not None]
+    return [y.detach(), *torch.autograd.grad(y, wanted, grad.to(y.dtype))]
+
+
+def assert_as_good(ours, theirs, exact, what="result") -> None:
+    """At most twice PyTorch's error, give or take a few units of the largest number's rounding.
+
+    In float64 the oracle is PyTorch's result itself, and what remains is the rounding of both.
+    """
+    error, reference = (ours.double() - exact).abs().max(), (theirs.double() - exact).abs().max()
+    units = 200 if ours.dtype == torch.float64 else 3
+    room = units * torch.finfo(ours.dtype).eps * exact.abs().max()
+    assert error <= 2 * reference + room, f"{what}: error {error:.3g}, PyTorch's {reference:.3g}, room {room:.3g}"
+
+
+def check_against_float64(name: str, x, weight, bias, **arguments) -> None:
+    """Result and gradients: our error against float64 is at most twice PyTorch's own (and a few units of rounding)."""
+    function, oracle = getattr(G, name), getattr(F, name)
+    exact_y = oracle(x.double(), weight.double(), None if bias is None else bias.double(), **arguments)
+    grad = torch.randn(exact_y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(x.dtype)
+    tensors = (x, weight, bias)
+    exact = all_gradients(
+        lambda x, w, b: oracle(x, w, b, **arguments), [None if t is None else t.double() for t in tensors], grad
+    )
+    theirs = all_gradients(lambda x, w, b: oracle(x, w, b, **arguments), tensors, grad)
+    ours = all_gradients(lambda x, w, b: function(x, w, b, **arguments, impl="cpu"), tensors, grad)
+    for what, e, t, o in zip(("y", "x.grad", "weight.grad", "bias.grad"), exact, theirs, ours, strict=False):
+        assert o.shape == e.shape
+        assert o.dtype == x.dtype
+        assert_as_good(o, t, e, what)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("name", "x", "w", "arguments"),
+    [
+        ("conv2d", (3, 16, 9, 11), (40, 16, 3, 3), {"padding": 1}),
+        ("conv2d", (2, 70, 8, 8), (130, 70, 4, 4), {"stride": 2, "padding": 1}),
+        ("conv2d", (2, 3, 17, 15), (24, 3, 5, 5), {"stride": 2, "padding": 2, "bias": False}),
+        ("conv2d", (2, 12, 7, 7), (18, 4, 3, 3), {"groups": 3, "dilation": 2, "padding": 2}),
+        ("conv2d", (2, 8, 6, 6), (8, 1, 3, 3), {"groups": 8, "padding": 1}),
+        ("conv2d", (5, 33, 1, 1), (17, 33, 1, 1), {}),
+        ("conv_transpose2d", (3, 40, 5, 6), (40, 33, 4, 4), {"stride": 2, "padding": 1}),
+        ("conv_transpose2d", (7, 20, 1, 1), (20, 64, 4, 4), {}),
+        ("conv_transpose2d", (2, 32, 8, 8), (32, 3, 4, 4), {"stride": 2, "padding": 1}),
+        (
+            "conv_transpose2d",
+            (2, 12, 5, 4),
+            (12, 5, 5, 3),
+            {"stride": (3, 2), "padding": (2, 1), "output_padding": (2, 1), "groups": 2, "dilation": (1, 2)},
+        ),
+        ("conv1d", (3, 20, 50), (30, 20, 25), {"stride": 4, "padding": 11}),
+        ("conv_transpose1d", (3, 30, 12), (30, 20, 25), {"stride": 4, "padding": 11, "output_padding": 1}),
+        ("conv3d", (2, 5, 6, 7, 5), (18, 5, 3, 3, 3), {"padding": 1, "stride": (1, 2, 1)}),
+        ("conv_transpose3d", (2, 18, 3, 4, 2), (18, 20, 4, 4, 4), {"stride": 2, "padding": 1}),
+    ],
+)
+def test_matches_float64(name, x, w, arguments, channels_last, dtype):
+    arguments = dict(arguments)
+    bias = arguments.pop("bias", True)
+    groups = arguments.get("groups", 1)
+    channels = w[1] * groups if "transpose" in name else w[0]
+    tensors = make(name, x, w, dtype, bias=False)
+    bias = torch.randn(channels, generator=torch.Generator().manual_seed(2)).to(dtype) if bias else None
+    if channels_last and FORMATS[len(x) - 2]:
+        tensors = (tensors[0].contiguous(memory_format=FORMATS[len(x) - 2]), *tensors[1:])
+    check_against_float64(name, tensors[0], tensors[1], bias, **arguments)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(st.data())
+def test_matches_float64_for_any_arguments(data):
+    draw = data.draw
+    dims, transposed = draw(st.integers(1, 3)), draw(st.booleans())
+    name = f"conv{'_transpose' * transposed}{dims}d"
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    inner, outer = draw(st.sampled_from([1, 2, 7, 16, 33])), draw(st.sampled_from([1, 3, 16, 18, 66]))
+    each = lambda least, most: tuple(draw(st.integers(least, most)) for _ in range(dims))  # noqa: E731
+    size, kernel, stride, dilation, padding = each(1, 9), each(1, 4), each(1, 3), each(1, 2), each(0, 2)
+    arguments = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if transposed:
+        arguments["output_padding"] = tuple(
+            draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
+        )
+    w_shape = (inner * groups, outer, *kernel) if transposed else (outer * groups, inner, *kernel)
+    x, weight, _ = make(name, (draw(st.integers(1, 7)), inner * groups, *size), w_shape, bias=False)
+    try:
+        getattr(F, name)(x.double(), weight.double(), **arguments)  # float32 lets some empty results pass
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            getattr(G, name)(x, weight, **arguments, impl="cpu")
+        assume(False)
+    if FORMATS[dims] and draw(st.booleans()):
+        x = x.contiguous(memory_format=FORMATS[dims])
+    bias = torch.randn(outer * groups) if draw(st.booleans()) else None
+    check_against_float64(name, x, weight, bias, **arguments)
+
+
+def test_transposed_convolution_worked_example():
+    """4x4 ones through a 3x3 filter of ones: the outer product of 1 2 3 3 2 1 with itself."""
+    y = G.conv_transpose2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3), impl="cpu")
+    ramp = torch.tensor([1.0, 2, 3, 3, 2, 1])
+    assert torch.equal(y[0, 0], torch.outer(ramp, ramp))
+
+
+def test_same_and_valid_padding():
+    x, weight, bias = make("conv2d", (2, 4, 9, 8), (6, 4, 4, 3))
+    for padding, dilation in itertools.product(("same", "valid"), (1, 2)):
+        ours = G.conv2d(x, weight, bias, padding=padding, dilation=dilation, impl="cpu")
+        torch.testing.assert_close(ours, F.conv2d(x, weight, bias, padding=padding, dilation=dilation))
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "prelu", "tanh", "sigmoid", "silu"])
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_epilogue(name, activation, with_gradient, dtype):
+    x, weight, bias = make(name, (2, 24, 6, 5), (24, 24, 3, 3), dtype)
+    torch.manual_seed(0)
+    weight *= 0.07  # sums of about 1, where no activation is saturated
+    residual, slopes = torch.randn_like(getattr(F, name)(x, weight)), torch.rand(24, dtype=dtype)
+    arguments = {"activation": activation, "negative_slope": 0.2}
+    tensors = [x, weight, bias, residual, slopes]
+
+    def run(tensors, impl):
+        x, weight, bias, residual, slopes = tensors
+        return getattr(G, name)(x, weight, bias, residual=residual, slopes=slopes, **arguments, impl=impl)
+
+    wide = [t.double() for t in tensors]
+    if not with_gradient:
+        for channels_last in (False, True):
+            first = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+            y, exact = run([first, *tensors[1:]], "cpu"), run(wide, "reference")
+            assert_as_good(y, run(tensors, "reference"), exact)
+            assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
+        return
+    used = tensors if activation == "prelu" else tensors[:4]
+    coefficients = torch.randn_like(residual)
+
+    def gradients(tensors, impl):
+        leaves = [t.detach().clone().requires_grad_() for t in tensors]
+        y = run([*leaves, slopes.to(leaves[0].dtype)][:5], impl)
+        return torch.autograd.grad((y * coefficients.to(y.dtype)).sum(), leaves)
+
+    exact = gradients([t.double() for t in used], "reference")
+    for e, t, o in zip(exact, gradients(used, "reference"), gradients(used, "cpu"), strict=True):
+        assert_as_good(o, t, e)
+
+
+@pytest.mark.parametrize("activation", ["identity", "leaky_relu", "tanh", "silu", "prelu"])
+@pytest.mark.parametrize(
+    ("name", "x", "w", "arguments"),
+    [
+        ("conv2d", (2, 2, 4, 3), (2, 1, 3, 2), {"stride": (2, 1), "padding": 1, "groups": 2}),
+        ("conv_transpose2d", (1, 4, 3, 2), (4, 1, 3, 2), {"stride": 2, "padding": 1, "groups": 2, "output_padding": 1}),
+        ("conv1d", (2, 3, 7), (2, 3, 3), {"dilation": 2}),
+        ("conv_transpose3d", (1, 2, 2, 2, 1), (2, 2, 2, 2, 2), {"stride": 2}),
+    ],
+)
+def test_first_and_second_derivatives(name, x, w, arguments, activation):
+    groups = arguments.get("groups", 1)
+    channels = w[1] * groups if "transpose" in name else w[0]
+    x, weight, _ = make(name, x, w, torch.float64)
+    bias, slopes = torch.randn(channels, dtype=torch.float64), torch.rand(channels, dtype=torch.float64)
+    tensors = [t.requires_grad_() for t in (x, weight, bias)]
+    extra = {"slopes": slopes} if activation == "prelu" else {}
+
+    def function(x, weight, bias):
+        epilogue = {"activation": activation, "negative_slope": 0.3, **extra}
+        return getattr(G, name)(x, weight, bias, **arguments, **epilogue, impl="cpu")
+
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+def test_ops_are_registered_well():
+    x, weight, bias = make("conv2d", (2, 4, 5, 5), (6, 4, 3, 3))
+    residual = torch.randn(2, 6, 5, 5)
+    geometry = ([1, 1], [1, 1], [1, 1])
+    tensors = [t.requires_grad_() for t in (x, weight, bias, residual)]
+    for activation in ("identity", "tanh"):
+        arguments = (*tensors, None, *geometry, [5, 5], 1, False, activation, 0.0, "cpu")
+        torch.library.opcheck(conv_core.CONVOLUTION, arguments)
+    torch.library.opcheck(conv_core.WEIGHT_GRADIENT, (residual, x, [3, 3], *geometry, 1, "cpu"))
+
+
+def test_compiles_without_graph_breaks():
+    x, weight, bias = make("conv2d", (2, 4, 6, 6), (8, 4, 3, 3))
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def function(x, weight, bias):
+        return G.conv2d(x, weight, bias, 2, 1, activation="relu", impl="cpu")
+
+    ours = all_gradients(function, (x, weight, bias), torch.ones(2, 8, 3, 3))
+    eager = all_gradients(lambda *t: F.relu(F.conv2d(*t, 2, 1)), (x, weight, bias), torch.ones(2, 8, 3, 3))
+    torch.testing.assert_close(ours, eager)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_any_strides(name):
+    x, weight, bias = make(name, (4, 6, 7, 8), (6, 6, 3, 3))
+    expected = getattr(F, name)(x, weight, bias)
+    for view in (
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.cat([x, x], 1)[:, :6],
+        torch.stack([x, x], -1)[..., 0],
+        x.contiguous(memory_format=torch.channels_last),
+    ):
+        for w in (weight, weight.contiguous(memory_format=torch.channels_last), weight.mT.contiguous().mT):
+            torch.testing.assert_close(getattr(G, name)(view, w, bias, impl="cpu"), expected, rtol=1e-4, atol=1e-4)
+    flat = x[:1].expand(4, -1, -1, -1)
+    torch.testing.assert_close(
+        getattr(G, name)(flat, weight, bias, impl="cpu"), getattr(F, name)(flat, weight, bias), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_empty_batch_and_missing_batch():
+    _, weight, bias = make("conv2d", (1, 6, 5, 5), (4, 6, 3, 3))
+    empty = torch.randn(0, 6, 5, 5, requires_grad=True)
+    y = G.conv2d(empty, weight.requires_grad_(), bias, impl="cpu")
+    assert y.shape == (0, 4, 3, 3)
+    y.sum().backward()
+    assert empty.grad.shape == empty.shape
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+    one = torch.randn(6, 5, 5)
+    torch.testing.assert_close(G.conv2d(one, weight, bias, impl="cpu"), F.conv2d(one, weight, bias))
+
+
+def test_results_do_not_depend_on_threads_or_runs():
+    x, weight, bias = make("conv_transpose2d", (9, 24, 7, 7), (24, 40, 4, 4))
+
+    def run():
+        grad = torch.ones(9, 40, 14, 14).cumsum(2)
+        return all_gradients(lambda *t: G.conv_transpose2d(*t, 2, 1, impl="cpu"), (x, weight, bias), grad)
+
+    first = run()
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            # The bias gradient is PyTorch's sum.
+            for a, b in zip(first[:3], run()[:3], strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_packed_weights_follow_every_change():
+    x, weight, _ = make("conv2d", (1, 8, 6, 6), (8, 8, 3, 3))
+    for change in (
+        lambda: weight.add_(1),
+        lambda: weight.data.mul_(0.5),  # leaves the version counter alone
+        lambda: weight.data.view(-1)[17:18].add_(1),
+        lambda: weight.numpy().__imul__(3.0),
+    ):
+        G.conv2d(x, weight, impl="cpu")
+        change()
+        torch.testing.assert_close(G.conv2d(x, weight, impl="cpu"), F.conv2d(x, weight), rtol=1e-4, atol=1e-4)
+
+
+def test_packed_weights_are_freed_with_the_weight():
+    x, weight, _ = make("conv2d", (1, 8, 6, 6), (8, 8, 3, 3))
+    G.conv2d(x, weight, impl="cpu")
+    held = len(conv_core._packed_weights)
+    del weight
+    assert len(conv_core._packed_weights) == held - 1
+
+
+def test_infinities_stay_where_they_belong():
+    """A pixel that is not finite reaches the outputs under its taps and no other, padding and odd lengths included."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight, _ = make("conv2d", (2, 5, 6, 6), (7, 5, 3, 3), dtype)
+        x[0, 4, 0, 0] = float("inf")
+        x[1, 0, 5, 5] = float("nan")
+        ours = G.conv2d(x, weight, padding=1, impl="cpu").isfinite()
+        assert torch.equal(ours, F.conv2d(x.float(), weight.float(), padding=1).isfinite())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"input": [1.0]}, TypeError, "input must be a Tensor"),
+        ({"weight": None}, TypeError, "weight must be a Tensor"),
+        ({"input": torch.ones(2, 5, 6, 6)}, RuntimeError, "input must have 4 channels"),
+        ({"input": torch.ones(5, 4)}, RuntimeError, "input must have 4 dimensions"),
+        ({"input": torch.ones(2, 4, 6, 6, dtype=torch.int64)}, RuntimeError, "floating-point"),
+        ({"weight": torch.ones(4, 4, 3)}, RuntimeError, "weight must have 4 dimensions"),
+        ({"weight": torch.ones(4, 4, 3, 3).double()}, RuntimeError, "weight must have input's dtype"),
+        ({"weight": torch.ones(4, 4, 3, 3, device="meta")}, RuntimeError, "same device"),
+        ({"bias": torch.ones(3)}, RuntimeError, "bias must have shape"),
+        ({"stride": 0}, RuntimeError, "stride must be at least 1"),
+        ({"dilation": 0}, RuntimeError, "dilation must be at least 1"),
+        ({"padding": -1}, RuntimeError, "padding must be at least 0"),
+        ({"stride": (1, 2, 3)}, RuntimeError, "stride must be one number or 2"),
+        ({"groups": 3}, RuntimeError, "divisible by groups"),
+        ({"groups": 0}, RuntimeError, "groups must be at least 1"),
+        ({"residual": torch.ones(2, 4, 3, 3)}, RuntimeError, "residual must have shape"),
+        ({"activation": "gelu"}, ValueError, "activation must be one of"),
+        ({"activation": "prelu"}, ValueError, "needs slopes"),
+        ({"impl": "mps"}, ValueError, "impl must be one of"),
+        ({"impl": "cuda"}, UnsupportedImplementation, "no such implementation"),
+    ],
+)
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_bad_arguments(name, change, error, message):
+    arguments = {"input": torch.ones(2, 4, 6, 6), "weight": torch.ones(4, 4, 3, 3), **change}
+    with pytest.raises(error, match=message):
+        getattr(G, name)(**arguments)
+
+
+def test_bad_sizes():
+    x, weight = torch.ones(1, 2, 4, 4), torch.ones(2, 2, 5, 5)
+    with pytest.raises(RuntimeError, match="smaller than the kernel"):
+        G.conv2d(x, weight)
+    with pytest.raises(RuntimeError, match="must be at least 1 everywhere"):
+        G.conv_transpose2d(x, weight, padding=5)
+    with pytest.raises(RuntimeError, match="output_padding must be smaller"):
+        G.conv_transpose2d(x, weight, output_padding=1)
+    with pytest.raises(RuntimeError, match="same' is not supported for strided"):
+        G.conv2d(x, weight, padding="same", stride=2)
+
+
+def test_explains_itself():
+    for name in NAMES:
+        dims = int(name[-2])
+        answer = explain(name, torch.ones(1, 64, *[8] * dims), torch.ones(64, 64, *[3] * dims))
+        assert answer.chosen in ("cpu", "reference")
+        assert "cpu" in str(answer)
