@@ -193,9 +193,9 @@ def _fake_weight_gradient(
 
 
 def _save_convolution(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, weight, bias, _, _, *ctx.geometry, ctx.activation, ctx.negative_slope, ctx.impl = inputs
+    x, weight, bias, residual, _, *ctx.geometry, ctx.activation, ctx.negative_slope, ctx.impl = inputs
+    ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias, residual)]
     needs_output = ctx.activation != "identity"
-    ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(x, weight, output if needs_output else None)
 
 
@@ -203,18 +203,17 @@ def _differentiate_convolution(ctx: Any, grad: Tensor) -> Any:
     x, weight, output = ctx.saved_tensors
     stride, padding, dilation, _, groups, transposed = ctx.geometry
     grad = _activation_gradient(grad, output, ctx.activation, ctx.negative_slope)
-    needs = ctx.needs_input_grad
     grad_x = grad_weight = grad_bias = None
-    if needs[0]:
+    if ctx.needs[0]:
         size = list(x.shape[2:])
         grad_x = convolve(grad, weight, stride, padding, dilation, size, groups, not transposed, ctx.impl)
-    if needs[1]:
+    if ctx.needs[1]:
         dense, gathered = (x, grad) if transposed else (grad, x)
         kernel = list(weight.shape[2:])
         grad_weight = WEIGHT_GRADIENT(dense, gathered, kernel, stride, padding, dilation, groups, ctx.impl)
-    if needs[2]:
+    if ctx.needs[2]:
         grad_bias = grad.sum([0, *range(2, grad.dim())])
-    return (grad_x, grad_weight, grad_bias, grad if needs[3] else None, *[None] * 10)
+    return (grad_x, grad_weight, grad_bias, grad if ctx.needs[3] else None, *[None] * 10)
 
 
 def _activation_gradient(grad: Tensor, output: Tensor | None, activation: str, negative_slope: float) -> Tensor:
@@ -237,6 +236,7 @@ def _activation_gradient(grad: Tensor, output: Tensor | None, activation: str, n
 
 def _save_weight_gradient(ctx: Any, inputs: Any, output: Tensor) -> None:
     dense, gathered, *ctx.geometry, ctx.impl = inputs
+    ctx.needs = [dense.requires_grad, gathered.requires_grad]
     ctx.save_for_backward(dense, gathered)
 
 
@@ -244,10 +244,10 @@ def _differentiate_weight_gradient(ctx: Any, grad: Tensor) -> Any:
     dense, gathered = ctx.saved_tensors
     _, stride, padding, dilation, groups = ctx.geometry
     grad_dense = grad_gathered = None
-    if ctx.needs_input_grad[0]:
+    if ctx.needs[0]:
         size = list(dense.shape[2:])
         grad_dense = convolve(gathered, grad, stride, padding, dilation, size, groups, False, ctx.impl)
-    if ctx.needs_input_grad[1]:
+    if ctx.needs[1]:
         size = list(gathered.shape[2:])
         grad_gathered = convolve(dense, grad, stride, padding, dilation, size, groups, True, ctx.impl)
     return grad_dense, grad_gathered, *[None] * 6
