@@ -34,8 +34,8 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in _PRESETS if fnmatch(name, pattern))
 
 
-def create_model(name: str, *, layers: str | Layers = "gencore", **overrides: Any) -> nn.Module:
-    """A freshly initialised model.
+def create_model(name: str, *, layers: str | Layers = "gencore", **overrides: Any) -> Any:
+    """A freshly initialised model: an ``nn.Module`` of the class that was registered under the name.
 
     Args:
         name: one of :func:`list_models`.

@@ -1,0 +1,185 @@
+"""The demonstration: its pictures, its timings, and the report as a whole."""
+
+import base64
+import io
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+import gencore
+import gencore.apps.demo
+from gencore import memory
+from gencore.apps import pictures, step_timing
+from gencore.apps.demo import run_demo
+from gencore.cli import main
+from gencore.train import GANTraining, VAETraining
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Everything here is small: on a busy machine two threads would wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small_gan():
+    return GANTraining(gencore.create_model("dcgan_32", channels=1, width=4))
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_grid(tmp_path):
+    images = torch.stack([torch.full((1, 2, 3), value) for value in (-1.0, 0.0, 1.0, 5.0, 0.5)])
+    pictures.save_grid(images, tmp_path / "grid.png", columns=2, scale=2)
+    pixels = torch.tensor(list(Image.open(tmp_path / "grid.png").get_flattened_data())).view(12, 12)
+    expected = torch.tensor([[0, 128], [255, 255], [191, 0]])  # the place left over is black
+    assert torch.equal(pixels, expected.repeat_interleave(4, 0).repeat_interleave(6, 1))
+
+
+def test_grid_in_colour(tmp_path):
+    red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    pictures.save_grid(red, tmp_path / "grid.png", columns=1, scale=1)
+    assert Image.open(tmp_path / "grid.png").getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_reconstructions_stand_beside_their_inputs():
+    model = gencore.create_model("vae_32")
+    images = torch.rand(3, 1, 32, 32) * 2 - 1
+    grid = pictures.reconstructions(model, images)
+    assert torch.equal(grid[::2], images)
+    mu, _ = model.encode((images + 1) / 2)
+    torch.testing.assert_close(grid[1::2], model.decode(mu) * 2 - 1)
+
+
+def test_walks_start_and_end_where_they_should():
+    model = gencore.create_model("vae_32")
+    start, end = torch.rand(2, 3, 1, 32, 32) * 2 - 1
+    grid = pictures.vae_walk(model, start, end, columns=5).view(3, 5, 1, 32, 32)
+    torch.testing.assert_close(grid[:, 0], pictures.reconstructions(model, start)[1::2])
+    torch.testing.assert_close(grid[:, -1], pictures.reconstructions(model, end)[1::2])
+
+    gan = small_gan()
+    z = gan.model.sample_latent(4, generator=torch.Generator().manual_seed(9))
+    grid = pictures.gan_walk(gan, rows=2, columns=4, seed=9).view(2, 4, 1, 32, 32)
+    torch.testing.assert_close(grid[:, 0], gan.sample(z[:2]))
+    torch.testing.assert_close(grid[:, -1], gan.sample(z[2:]))
+
+
+def test_manifold_is_laid_out_like_the_plane():
+    class Plane(torch.nn.Module):
+        def decode(self, z):
+            return (z / 10 + 1) / 2
+
+    z = pictures.manifold(Plane(), 3) * 10
+    third = 0.9674215661  # the normal distribution's quantile at 5/6
+    left, middle, right = -third, 0.0, third
+    expected = [[x, y] for y in (right, middle, left) for x in (left, middle, right)]
+    torch.testing.assert_close(z, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_curves(tmp_path):
+    history = [{"loss": 100.0 / (i + 1), "kl": float(i)} for i in range(40)]
+    pictures.save_curves({"a": history, "b": history[:1]}, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").width > 600
+
+
+# --- timings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "options"), [("dcgan_32", {"width": 4}), ("vae_32", {"width": 4, "hidden": 8})])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compare_with_torch(name, options, layout):
+    images = torch.rand(4, 3, 32, 32).mul(2).sub(1).contiguous(memory_format=layout)
+    timing = step_timing.compare_with_torch(name, images, seconds=0, rounds=3, channels=3, **options)
+    assert timing.rounds == 3
+    assert timing.gradient_difference < 1e-4
+    assert timing.low <= timing.ratio <= timing.high
+    assert timing.ours_per_second > 0
+    assert timing.other_per_second > 0
+
+
+def test_wrong_gradients_get_no_time(monkeypatch):
+    images = torch.rand(4, 1, 32, 32) * 2 - 1
+    honest = step_timing.twins
+
+    def crooked(*args, **options):
+        own, plain = honest(*args, **options)
+        with torch.no_grad():
+            next(own.parameters()).mul_(1.1)
+        return own, plain
+
+    monkeypatch.setattr(step_timing, "twins", crooked)
+    with pytest.raises(ArithmeticError, match=r"dcgan_32: gencore's gradients differ"):
+        step_timing.compare_with_torch("dcgan_32", images, seconds=0, rounds=1, channels=1, width=4)
+
+
+def test_twins_start_alike_and_stay_as_they_are():
+    images = torch.rand(4, 1, 32, 32) * 2 - 1
+    own, plain = step_timing.twins("dcgan_32", images, channels=1, width=4)
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    step_timing.gradient_difference(own, plain, images)
+    for name, value in own.state_dict().items():
+        assert torch.equal(value, before[name]), name
+        assert torch.equal(value, plain.state_dict()[name]), name
+
+
+@pytest.mark.skipif(not memory.is_available(), reason="the caching allocator is not built")
+def test_compare_allocators():
+    images = torch.rand(4, 1, 32, 32) * 2 - 1
+    timing = step_timing.compare_allocators("dcgan_32", images, rounds=2, steps=1, channels=1, width=4)
+    assert timing.rounds == 2
+    assert timing.ratio > 0
+    assert timing.gradient_difference is None
+    assert not memory.is_enabled()
+
+
+def test_training_of():
+    assert isinstance(step_timing.training_of(gencore.create_model("vae_32")), VAETraining)
+    with pytest.raises(TypeError, match="must be a DCGAN or a VAE, got Linear"):
+        step_timing.training_of(torch.nn.Linear(1, 1))
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "--steps", "2", "--no-op-table", "--out", str(tmp_path / "demo")]) == 0
+    printed = capsys.readouterr().out
+    page = (tmp_path / "demo" / "report.html").read_text()
+
+    names = {path.stem for path in (tmp_path / "demo").glob("*.png")}
+    wanted = {"samples_dcgan", "samples_vae", "reconstructions", "walk_dcgan", "walk_vae", "manifold", "losses"}
+    assert names == wanted
+    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert {base64.b64decode(data) for data in embedded} == {p.read_bytes() for p in (tmp_path / "demo").glob("*.png")}
+    for data in embedded:
+        Image.open(io.BytesIO(base64.b64decode(data))).verify()
+    assert len(re.findall(r"(src|href)=", page)) == len(embedded)  # nothing else is fetched from anywhere
+
+    for text in (printed, page):
+        assert "dcgan_32, batch 64" in text
+        assert "torch.nn" in text
+    assert "2/2" in printed
+    assert "report.html" in printed
+
+
+def test_demo_from_an_installed_package(tmp_path, monkeypatch):
+    """Without the source tree there is nothing to time with: the report says so, and has its pictures all the same."""
+    monkeypatch.setattr(gencore.apps.demo, "find_spec", lambda name: None)
+    page = run_demo(tmp_path, steps=1).read_text()
+    assert "no timings: the benchmarks are in the source tree only" in page
+    assert "Training steps beside" not in page
+    assert page.count("data:image/png") == 7
+
+
+def test_demo_refuses(tmp_path, monkeypatch, capsys):
+    assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 2
+    assert "must be positive, got seconds=150.0, steps=0" in capsys.readouterr().err
+    monkeypatch.setattr(gencore.optional, "find_spec", lambda name: None)
+    assert main(["demo", "--steps", "1", "--out", str(tmp_path)]) == 2
+    assert "needs the package matplotlib; `pip install 'gencore[bench]'`" in capsys.readouterr().err
