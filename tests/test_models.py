@@ -76,6 +76,18 @@ def test_dcgan_initialisation():
     assert (norm.bias == 0).all()
 
 
+def test_vae_signal_keeps_its_scale():
+    """He's initialisation: from the latent code to the logits, through seven layers, the scale is about the same."""
+    torch.manual_seed(0)
+    model = gencore.create_model("vae_64")
+    x = torch.randn(16, 3, 64, 64)
+    mu, logvar = model.encode(x)
+    assert 0.3 < mu.std() < 3
+    assert 0.3 < logvar.std() < 3
+    assert 0.3 < model.decoder(torch.randn(16, 10)).std() < 3
+    assert all((p == 0).all() for name, p in model.named_parameters() if name.endswith("bias"))
+
+
 def test_latent_codes():
     gan, vae = gencore.create_model("dcgan_32"), gencore.create_model("vae_32")
     uniform = gan.sample_latent(2000, generator=torch.Generator().manual_seed(0))

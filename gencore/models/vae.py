@@ -104,6 +104,24 @@ class ConvVAE(VAE):
         )
         super().__init__(encoder, decoder, config.latent, own)
         self.config = config
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights from N(0, 2 / fan_in), biases 0: He et al., "Delving Deep into Rectifiers", 2015, equation 10.
+
+        PyTorch's default would divide the variance of the signal by 6 at each of these rectified layers, and the
+        latent code would stay unused for long.
+        """
+        for module in self.modules():
+            weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+            if weight is None or bias is None:
+                continue
+            # Of the taps of a transposed convolution with stride 2, each output pixel meets a quarter.
+            transposed = getattr(module, "transposed", False)
+            fan_in = weight[:, 0].numel() / 4 if transposed else weight[0].numel()
+            weight.normal_(0, (2 / fan_in) ** 0.5)
+            bias.zero_()
 
 
 @dataclass(frozen=True)
