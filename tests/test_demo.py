@@ -56,6 +56,13 @@ def test_reconstructions_stand_beside_their_inputs():
     torch.testing.assert_close(grid[1::2], model.decode(mu) * 2 - 1)
 
 
+def test_samples_stand_beside_their_nearest_neighbours():
+    train = torch.randn(20, 1, 4, 4)
+    samples = train[[3, 17]] + 0.01
+    grid = pictures.beside_nearest(samples, train)
+    assert torch.equal(grid, torch.stack([samples[0], train[3], samples[1], train[17]]))
+
+
 def test_walks_start_and_end_where_they_should():
     model = gencore.create_model("vae_32")
     start, end = torch.rand(2, 3, 1, 32, 32) * 2 - 1
@@ -153,7 +160,8 @@ def test_demo(tmp_path, capsys):
     page = (tmp_path / "demo" / "report.html").read_text()
 
     names = {path.stem for path in (tmp_path / "demo").glob("*.png")}
-    wanted = {"samples_dcgan", "samples_vae", "reconstructions", "walk_dcgan", "walk_vae", "manifold", "losses"}
+    wanted = {"samples_dcgan", "samples_vae", "reconstructions", "neighbours", "walk_dcgan", "walk_vae"}
+    wanted |= {"manifold", "losses"}
     assert names == wanted
     embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert {base64.b64decode(data) for data in embedded} == {p.read_bytes() for p in (tmp_path / "demo").glob("*.png")}
@@ -174,7 +182,7 @@ def test_demo_from_an_installed_package(tmp_path, monkeypatch):
     page = run_demo(tmp_path, steps=1).read_text()
     assert "no timings: the benchmarks are in the source tree only" in page
     assert "Training steps beside" not in page
-    assert page.count("data:image/png") == 7
+    assert page.count("data:image/png") == 8
 
 
 def test_demo_refuses(tmp_path, monkeypatch, capsys):

@@ -72,7 +72,7 @@ def run_demo(
                 label=label,
                 console=console,
             )
-    _draw(report, vae, vae2, gan, test, test_labels)
+    _draw(report, vae, vae2, gan, train, test, test_labels)
     path = report.write(time.monotonic() - started)
     console.print(f"\nwrote [bold]{path}[/] and its pictures; {time.monotonic() - started:.0f} s in all")
     return path
@@ -154,7 +154,13 @@ def _step_table(console: Any, timings: list[StepTiming]) -> Table:
 
 
 def _draw(
-    report: Report, vae: VAETraining, vae2: VAETraining, gan: GANTraining, test: Tensor, test_labels: Tensor
+    report: Report,
+    vae: VAETraining,
+    vae2: VAETraining,
+    gan: GANTraining,
+    train: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
 ) -> None:
     one_of_each = torch.stack([test[test_labels == digit][0] for digit in range(10)])
     for name, title, caption, grid, columns in (
@@ -177,6 +183,13 @@ def _draw(
             "VAE: unseen digits and their reconstructions",
             "In pairs: a digit that was not trained on, and what ten latent numbers keep of it.",
             pictures.reconstructions(vae.model, test[:64]),
+            16,
+        ),
+        (
+            "neighbours",
+            "DCGAN: samples and the training digits nearest to them",
+            "In pairs, so that copies would show.",
+            pictures.beside_nearest(pictures.gan_samples(gan, 64, seed=1), train),
             16,
         ),
         (

@@ -48,6 +48,15 @@ def gan_samples(training: GANTraining, count: int, seed: int) -> Tensor:
     return training.sample(training.model.sample_latent(count, generator=torch.Generator().manual_seed(seed)))
 
 
+def beside_nearest(samples: Tensor, train: Tensor) -> Tensor:
+    """Each sample, then the training image at the least distance (in the 2-norm): ``[2 N, C, H, W]``.
+
+    Goodfellow et al., "Generative Adversarial Nets", 2014, figure 2: samples that are copies would show.
+    """
+    distances = torch.cdist(samples.flatten(1), train.flatten(1))
+    return torch.stack([samples, train[distances.argmin(1)]], dim=1).flatten(0, 1)
+
+
 def gan_walk(training: GANTraining, *, rows: int, columns: int, seed: int) -> Tensor:
     """In each row a straight walk through z, from one random point to another: ``[rows * columns, C, H, W]``."""
     ends = training.model.sample_latent(2 * rows, generator=torch.Generator().manual_seed(seed))
@@ -101,6 +110,7 @@ def _between(start: Tensor, end: Tensor, columns: int) -> Tensor:
 
 
 __all__ = [
+    "beside_nearest",
     "gan_samples",
     "gan_walk",
     "manifold",
