@@ -1,6 +1,7 @@
 """The demonstration: its pictures, its timings, and the report as a whole."""
 
 import base64
+import dataclasses
 import io
 import re
 
@@ -14,7 +15,7 @@ from gencore import memory
 from gencore.apps import pictures, step_timing
 from gencore.apps.demo import run_demo
 from gencore.cli import main
-from gencore.train import GANTraining, VAETraining
+from gencore.train import GANTraining
 
 
 @pytest.fixture(autouse=True)
@@ -98,57 +99,44 @@ def test_curves(tmp_path):
 # --- timings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "options"), [("dcgan_32", {"width": 4}), ("vae_32", {"width": 4, "hidden": 8})])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_compare_with_torch(name, options, layout):
-    images = torch.rand(4, 3, 32, 32).mul(2).sub(1).contiguous(memory_format=layout)
-    timing = step_timing.compare_with_torch(name, images, seconds=0, rounds=3, channels=3, **options)
-    assert timing.rounds == 3
-    assert timing.gradient_difference < 1e-4
-    assert timing.low <= timing.ratio <= timing.high
-    assert timing.ours_per_second > 0
-    assert timing.other_per_second > 0
+def test_compare_with_torch():
+    models = [("dcgan_32", {"width": 4, "channels": 1}), ("vae_32", {"width": 4, "hidden": 8})]
+    timings = step_timing.compare_with_torch(models, batch=4, seconds=0, rounds=3)
+    assert {(t.what, t.other) for t in timings} == {
+        (f"{name}, batch 4", f"torch.nn, {peer}")
+        for name in ("dcgan_32", "vae_32")
+        for peer in ("eager", "eager, channels_last")
+    }
+    for timing in timings:
+        assert timing.status == "ok"
+        assert timing.ours == "gencore, channels_last"
+        assert timing.low <= timing.ratio <= timing.high
+        assert timing.ours_per_second > 0
+        assert timing.other_per_second > 0
 
 
 def test_wrong_gradients_get_no_time(monkeypatch):
-    images = torch.rand(4, 1, 32, 32) * 2 - 1
-    honest = step_timing.twins
+    honest = gencore.nn.layers.LAYERS["gencore"]
 
-    def crooked(*args, **options):
-        own, plain = honest(*args, **options)
-        with torch.no_grad():
-            next(own.parameters()).mul_(1.1)
-        return own, plain
+    class Crooked(torch.nn.BatchNorm2d):
+        def __init__(self, features, **activation):
+            super().__init__(features)
 
-    monkeypatch.setattr(step_timing, "twins", crooked)
-    with pytest.raises(ArithmeticError, match=r"dcgan_32: gencore's gradients differ"):
-        step_timing.compare_with_torch("dcgan_32", images, seconds=0, rounds=1, channels=1, width=4)
-
-
-def test_twins_start_alike_and_stay_as_they_are():
-    images = torch.rand(4, 1, 32, 32) * 2 - 1
-    own, plain = step_timing.twins("dcgan_32", images, channels=1, width=4)
-    before = {name: value.clone() for name, value in own.state_dict().items()}
-    step_timing.gradient_difference(own, plain, images)
-    for name, value in own.state_dict().items():
-        assert torch.equal(value, before[name]), name
-        assert torch.equal(value, plain.state_dict()[name]), name
+    monkeypatch.setitem(gencore.nn.layers.LAYERS, "gencore", dataclasses.replace(honest, BatchNorm2d=Crooked))
+    models = [("dcgan_32", {"width": 4, "channels": 1})]
+    (timing,) = step_timing.compare_with_torch(models, batch=4, seconds=0, rounds=1)
+    assert timing.status.startswith("wrong: ")
+    assert timing.ratio != timing.ratio
 
 
 @pytest.mark.skipif(not memory.is_available(), reason="the caching allocator is not built")
 def test_compare_allocators():
     images = torch.rand(4, 1, 32, 32) * 2 - 1
-    timing = step_timing.compare_allocators("dcgan_32", images, rounds=2, steps=1, channels=1, width=4)
-    assert timing.rounds == 2
-    assert timing.ratio > 0
-    assert timing.gradient_difference is None
+    timing = step_timing.compare_allocators("small", small_gan(), images, rounds=2, steps=1)
+    assert timing.what == "small, batch 4"
+    assert timing.low <= timing.ratio <= timing.high
+    assert timing.ours_per_second > 0
     assert not memory.is_enabled()
-
-
-def test_training_of():
-    assert isinstance(step_timing.training_of(gencore.create_model("vae_32")), VAETraining)
-    with pytest.raises(TypeError, match="must be a DCGAN or a VAE, got Linear"):
-        step_timing.training_of(torch.nn.Linear(1, 1))
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
