@@ -60,25 +60,29 @@ MODES = ("training step", "inference")
 def run_models(
     names: Sequence[str] | None = None,
     *,
+    cases: Sequence[ModelCase] = MODELS,
     settings: Settings | None = None,
     threads: int | None = None,
     progress: Progress = lambda text: None,
 ) -> list[Result]:
     """Rows of the models called ``names`` (all if None): each of our layouts beside each peer, in turn.
 
-    Args are those of :func:`benchmarks.run`.
+    Args:
+        cases: what there is to choose from.
+
+    The others are those of :func:`benchmarks.run`.
 
     Raises:
         ValueError: there is no such model among the cases.
     """
-    known = {case.name: case for case in MODELS}
+    known = {case.name: case for case in cases}
     if unknown := sorted(set(names or ()) - set(known)):
         raise ValueError(f"there is no benchmark of model {', '.join(unknown)}; there are {', '.join(known)}")
     settings = settings or Settings()
     results: list[Result] = []
     with using_threads(threads):
         peaks = measure_peaks(settings.device)
-        for case in MODELS:
+        for case in cases:
             if (names is None or case.name in names) and (case.quick or not settings.quick):
                 for mode in [m for m in MODES if settings.modes is None or m in settings.modes]:
                     progress(f"{case.name}  {case.label}  {mode}")

@@ -158,7 +158,7 @@ def test_demo(tmp_path, capsys):
     assert len(re.findall(r"(src|href)=", page)) == len(embedded)  # nothing else is fetched from anywhere
 
     for text in (printed, page):
-        assert "dcgan_32, batch 64" in text
+        assert "dcgan_32, batch 32" in text
         assert "torch.nn" in text
     assert "2/2" in printed
     assert "report.html" in printed
@@ -175,7 +175,7 @@ def test_demo_from_an_installed_package(tmp_path, monkeypatch):
 
 def test_demo_refuses(tmp_path, monkeypatch, capsys):
     assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 2
-    assert "must be positive, got seconds=150.0, steps=0" in capsys.readouterr().err
+    assert "must be positive, got seconds=155.0, steps=0" in capsys.readouterr().err
     monkeypatch.setattr(gencore.optional, "find_spec", lambda name: None)
     assert main(["demo", "--steps", "1", "--out", str(tmp_path)]) == 2
     assert "needs the package matplotlib; `pip install 'gencore[bench]'`" in capsys.readouterr().err

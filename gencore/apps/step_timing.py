@@ -54,9 +54,11 @@ def compare_with_torch(
         seconds, rounds: how long each comparison is repeated, at least.
     """
     bench, runner = _benchmarks("models"), _benchmarks("runner")
-    settings = runner.Settings(layouts=("channels_last",), compiled=False, seconds=seconds, rounds=rounds)
+    settings = runner.Settings(
+        layouts=("channels_last",), modes=("training step",), compiled=False, seconds=seconds, rounds=rounds
+    )
     cases = [bench.ModelCase(name, batch, options=options) for name, options in models]
-    rows = bench.run_models(cases=cases, modes=("training step",), settings=settings)
+    rows = bench.run_models(cases=cases, settings=settings)
     return [_timing(row, batch) for row in rows]
 
 
