@@ -2,6 +2,7 @@
 
 from gencore.ops.batch_norm_act import batch_norm_act
 from gencore.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from gencore.ops.linear import linear
 from gencore.ops.reparameterize_kl import reparameterize_kl
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "linear",
     "reparameterize_kl",
 ]

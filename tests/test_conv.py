@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import gencore.functional as G
+import gencore.nn
 from gencore import UnsupportedImplementation, explain
 from gencore.extension import EXTENSION
 from gencore.ops import conv_core
@@ -361,3 +362,100 @@ def test_explains_itself():
         answer = explain(name, torch.ones(1, 64, *[8] * dims), torch.ones(64, 64, *[3] * dims))
         assert answer.chosen in ("cpu", "reference")
         assert "cpu" in str(answer)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+LAYERS = [
+    ("Conv1d", (6, 8, 3), {"stride": 2, "padding": "valid", "bias": False}, (2, 6, 9)),
+    ("Conv2d", (6, 8, (3, 2)), {"padding": (1, 2), "padding_mode": "reflect", "groups": 2}, (2, 6, 7, 9)),
+    ("Conv2d", (6, 8, 3), {"padding": "same", "dilation": 2, "padding_mode": "circular"}, (2, 6, 7, 9)),
+    ("Conv3d", (3, 8, 3), {"padding": 1}, (2, 3, 4, 5, 6)),
+    ("ConvTranspose1d", (6, 8, 4), {"stride": 2, "output_padding": 1}, (2, 6, 9)),
+    ("ConvTranspose2d", (6, 8, 4), {"stride": 2, "padding": 1, "groups": 2}, (2, 6, 7, 9)),
+    ("ConvTranspose3d", (3, 8, 4), {"stride": 2, "padding": 1}, (2, 3, 4, 3, 2)),
+    ("Linear", (20, 30), {}, (4, 5, 20)),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes", "options", "shape"), LAYERS)
+def test_layers_are_torchs(name, sizes, options, shape):
+    torch.manual_seed(0)
+    ours = getattr(gencore.nn, name)(*sizes, **options, impl="cpu")
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, name)(*sizes, **options)
+    assert str(ours) == str(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = torch.randn(shape)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    fused = getattr(gencore.nn, name)(*sizes, **options, activation="leaky_relu", negative_slope=0.2, impl="cpu")
+    fused.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(fused(x), F.leaky_relu(theirs(x), 0.2), rtol=1e-4, atol=1e-5)
+    assert "activation='leaky_relu', negative_slope=0.2" in str(fused)
+    if "Transpose" in name:
+        size = [n + 1 for n in theirs(x).shape[2:]] if "output_padding" not in options else theirs(x).shape[2:]
+        torch.testing.assert_close(ours(x, size), theirs(x, size), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "silu"])
+@pytest.mark.parametrize("shape", [(7, 33), (70, 130), (2, 3, 16), (16,), (0, 5)])
+def test_linear(shape, activation, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype)
+    weight, bias = torch.randn(37, shape[-1], dtype=dtype) * 0.2, torch.randn(37, dtype=dtype)
+    grad = torch.randn((*shape[:-1], 37), dtype=dtype)
+
+    def run(impl):
+        return lambda x, w, b: G.linear(x, w, b, activation=activation, impl=impl)
+
+    exact = all_gradients(run("reference"), [t.double() for t in (x, weight, bias)], grad)
+    theirs = all_gradients(run("reference"), (x, weight, bias), grad)
+    for o, t, e in zip(all_gradients(run("cpu"), (x, weight, bias), grad), theirs, exact, strict=True):
+        assert o.shape == t.shape
+        assert o.dtype == t.dtype
+        if o.numel():
+            assert_as_good(o, t, e)
+
+
+def test_linear_derivatives():
+    tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 5), (4, 5), (4,))]
+    for activation in ("tanh", "silu"):
+        function = lambda *t, a=activation: G.linear(*t, activation=a, impl="cpu")  # noqa: E731
+        assert torch.autograd.gradcheck(function, tensors)
+        assert torch.autograd.gradgradcheck(function, tensors)
+
+
+def test_linear_refuses():
+    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    for arguments, message in (
+        ((x, torch.ones(4, 2)), "input must have shape"),
+        ((x, weight, torch.ones(3)), "bias must have shape"),
+        ((x.long(), weight), "floating-point"),
+        ((x, weight.double()), "weight must have input's dtype"),
+        ((x, torch.ones(3)), "weight must have 2 dimensions"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            G.linear(*arguments)
+
+
+PYTORCHS_OWN = [n.replace("conv", "nn.Conv").replace("_transpose", "Transpose") for n in NAMES] + ["nn.Linear"]
+
+
+@pytest.mark.parametrize("name", PYTORCHS_OWN)
+def test_pytorchs_own_samples(name):
+    """The inputs that PyTorch tests its layers with."""
+    from torch.testing._internal.common_modules import module_db
+
+    info = next(m for m in module_db if m.name == name)
+    count = 0
+    for sample in info.module_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True):
+        theirs = info.module_cls(*sample.constructor_input.args, **sample.constructor_input.kwargs)
+        layer = getattr(gencore.nn, name.removeprefix("nn."))
+        ours = layer(*sample.constructor_input.args, **sample.constructor_input.kwargs, impl="cpu")
+        ours.load_state_dict(theirs.state_dict())
+        arguments = sample.forward_input
+        wanted = theirs(*arguments.args, **arguments.kwargs)
+        torch.testing.assert_close(ours(*arguments.args, **arguments.kwargs), wanted, rtol=1e-4, atol=1e-5)
+        count += 1
+    assert count > 1

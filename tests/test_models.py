@@ -182,7 +182,9 @@ def test_gradient_penalty_through_the_generator_layers():
         losses.gradient_penalty(model.discriminator, real, fake, generator=torch.Generator().manual_seed(0)).backward()
     for a, b in zip(own.discriminator.parameters(), plain.discriminator.parameters(), strict=True):
         if b.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-10)
+            # No path leads to a bias under a ReLU: PyTorch walks it all the same, and gets zeros.
+            grad = torch.zeros_like(b) if a.grad is None else a.grad
+            torch.testing.assert_close(grad, b.grad, rtol=1e-7, atol=1e-10)
 
 
 def test_models_copy_and_keep_their_layers():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import gencore.functional
 from gencore.nn.batchnorm import BatchNorm2d
+from gencore.nn.conv import Conv2d, ConvTranspose2d, Linear
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ LAYERS = {
     ),
     "gencore": Layers(
         "gencore",
-        _TorchConv2d,
-        _TorchConvTranspose2d,
-        _TorchLinear,
+        Conv2d,
+        ConvTranspose2d,
+        Linear,
         BatchNorm2d,
         gencore.functional.reparameterize_kl,
     ),

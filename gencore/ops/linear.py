@@ -1,0 +1,102 @@
+"""A linear layer with its activation, on the convolution's register tile."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gencore import reference
+from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
+from gencore.ops._activation import check_activation
+from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
+from gencore.ops.conv import check_dtype
+from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
+from gencore.reference.activation import activate
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    impl: str = "auto",
+) -> Tensor:
+    r"""``activation(input weight^T + bias)`` in one pass.
+
+    A row of the input is a pixel, and the layer a convolution with one tap: the same tile, packed weights and epilogue
+    as :func:`gencore.functional.conv2d`, and gradients to any order. While gradients are recorded, ``silu`` runs as a
+    second op.
+
+    Args:
+        input: ``[..., I]``; float32, float64, bfloat16 or float16.
+        weight: ``[O, I]``, dtype and device of ``input``.
+        bias: ``[O]`` or None.
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"silu"``.
+        negative_slope: of ``leaky_relu``.
+        impl: ``"auto"``, ``"reference"`` or ``"cpu"``; see :mod:`gencore.dispatch`.
+
+    Returns:
+        ``[..., O]``, dtype of ``input``.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        RuntimeError: shapes, dtypes or devices do not fit.
+        ValueError: the activation is unknown.
+    """
+    _validate(input, weight, bias, activation)
+    chosen = OP.select(impl, input, weight, bias)
+    if chosen == "reference":
+        return reference.linear(input, weight, bias, activation, negative_slope)
+    fused = activation
+    if (activation not in FUSED_IN_TRAINING or negative_slope < 0) and torch.is_grad_enabled():
+        recorded = any(t is not None and t.requires_grad for t in (input, weight, bias))
+        fused = "identity" if recorded else activation
+    rows = input.reshape(-1, input.shape[-1])
+    geometry: tuple[list[int], ...] = ([], [], [], [])
+    y = CONVOLUTION(rows, weight, bias, None, None, *geometry, 1, False, fused, float(negative_slope), chosen)
+    y = y.view(*input.shape[:-1], weight.shape[0])
+    return y if fused == activation else activate(y, activation, negative_slope)
+
+
+def _validate(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
+    check_floating("linear", "input", input)
+    check_tensor("linear", "weight", weight)
+    check_device("linear", "weight", weight, "input", input)
+    check_dtype("linear", "weight", weight, input)
+    if weight.dim() != 2:
+        raise RuntimeError(f"linear: weight must have 2 dimensions, got shape {tuple(weight.shape)}")
+    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
+        raise RuntimeError(
+            f"linear: input must have shape [..., {weight.shape[1]}] for a weight of shape {tuple(weight.shape)}, got "
+            f"{tuple(input.shape)}"
+        )
+    if bias is not None:
+        check_tensor("linear", "bias", bias)
+        check_device("linear", "bias", bias, "input", input)
+        check_dtype("linear", "bias", bias, input)
+        check_shape("linear", "bias", bias, (weight.shape[0],))
+    check_activation("linear", activation)
+
+
+def _cpu_refusal(input: Tensor, weight: Tensor, *args: object, **kwargs: object) -> Reason:
+    if weight.dim() == 2 and 0 in weight.shape:
+        return "the weight is empty"
+    return cpu_refusal(input)
+
+
+# A call of PyTorch's takes a few microseconds less.
+_FEW_PRODUCTS = 1 << 19
+
+
+def _cpu_slower(input: Tensor, weight: Tensor, *args: object, **kwargs: object) -> Reason:
+    products = input.numel() * weight.shape[0]
+    if products < _FEW_PRODUCTS:
+        return f"{products} products are too few to be worth the call"
+    if input.dtype == torch.bfloat16:
+        return "PyTorch's bfloat16 product runs at the speed of the hardware"
+    return None
+
+
+OP = Op("linear", {"cpu": Implementation(_cpu_refusal, _cpu_slower)})
