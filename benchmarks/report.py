@@ -43,6 +43,31 @@ def markdown(report: Report, results: Sequence[Result]) -> str:
     return "\n".join([*lines, "", caption(report, results)])
 
 
+def summary(report: Report, results: Sequence[Result]) -> str:
+    """A shorter Markdown table: one row a size and mode, one column a peer."""
+    peers = list(dict.fromkeys(r.peer for r in results if r.ratio is not None))
+    groups: dict[tuple[str, ...], dict[str, Result]] = {}
+    for r in results:
+        groups.setdefault((r.op, r.problem, r.mode, r.layout, r.dtype, r.impl), {})[r.peer] = r
+    header = ["", "size", "mode", "layout", "time", *(f"vs {peer}" for peer in peers), "of limit"]
+    lines = [header, ["---"] * len(header)]
+    for (op, problem, mode, layout, dtype, _), row in groups.items():
+        timed = next((r for r in row.values() if r.ratio is not None), None)
+        first = [op, problem, mode, layout if dtype == "float32" else f"{layout}, {dtype}"]
+        if timed is None:
+            lines.append([*first, next(iter(row.values())).status, *[""] * (len(peers) + 1)])
+            continue
+        ratios = [f"{ratio(row[p].ratio)}x" if p in row and row[p].ratio is not None else "" for p in peers]
+        lines.append([*first, milliseconds(timed.ours_ms), *ratios, f"{percent(timed.share)} ({timed.limit})"])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    how = (
+        "Ours and the peers run in turn on the same tensors. `time` is ours, the median; `vs` a peer the median of the "
+        "pairwise ratios, above 1 where ours is faster; `of limit` the part of the measured peak that the least "
+        "possible work takes."
+    )
+    return f"{table}\n\n{_where(report, results)} {how}"
+
+
 def cells(result: Result) -> tuple[str, ...]:
     """One row of the table, in the order of :data:`COLUMNS`."""
     dtype = "" if result.dtype == "float32" else f", {result.dtype}"
@@ -63,7 +88,15 @@ def cells(result: Result) -> tuple[str, ...]:
 
 def caption(report: Report, results: Sequence[Result] | None = None) -> str:
     """Where and how the rows were measured."""
-    rows = report.results if results is None else results
+    return (
+        f"{_where(report, report.results if results is None else results)} Ours and the peers run in turn on the same "
+        "tensors; times are medians, `faster` is the median of the pairwise ratios with its quartiles, `memory` the "
+        "most MiB that tensors made during a call hold at once (ours / peer), `of limit` the part of the measured peak "
+        "that the least possible work takes."
+    )
+
+
+def _where(report: Report, rows: Sequence[Result]) -> str:
     machine, peaks = report.machine, report.peaks
     low, high = peaks.copy_gbs[0], peaks.copy_gbs[-1]
     fastest = max(peaks.copy_gbs, key=lambda point: point[1])
@@ -74,9 +107,7 @@ def caption(report: Report, results: Sequence[Result] | None = None) -> str:
         f"{_several(r.date for r in rows)}. "
         f"Measured peaks: {peaks.gflops['float32']:.0f} GFLOP/s in float32; copying "
         f"{low[1]:.0f} GB/s over {_size(low[0])}, {fastest[1]:.0f} over {_size(fastest[0])}, {high[1]:.0f} over "
-        f"{_size(high[0])}. Ours and the peers run in turn on the same tensors; times are medians, `faster` is the "
-        "median of the pairwise ratios with its quartiles, `memory` the most MiB that tensors made during a call hold "
-        "at once (ours / peer), `of limit` the part of the measured peak that the least possible work takes."
+        f"{_size(high[0])}."
     )
 
 

@@ -5,7 +5,8 @@ A document holds a pair of markers, and what stands between them is generated::
     <!-- benchmarks:NAME -->
     <!-- /benchmarks -->
 
-NAME is an op (all its rows), a model, ``ops`` (each op at its main size, beside eager PyTorch) or ``models``.
+NAME is an op or a model (all its rows), or ``summary-ops`` or ``summary-models`` (one row a size and mode, one column a
+peer).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.report import markdown
+from benchmarks.report import markdown, summary
 from benchmarks.result import RESULTS, Report, Result, read_json
 
 ROOT = Path(__file__).parents[1]
@@ -45,17 +46,16 @@ def generate(text: str, report: Report) -> str:
         rows = rows_of(report, match["name"])
         if not rows:
             raise ValueError(f"the marker benchmarks:{match['name']} names nothing that was measured")
-        return f"{match[1]}\n{markdown(report, rows)}\n\n{match[4]}"
+        table = summary if match["name"].startswith("summary-") else markdown
+        return f"{match[1]}\n{table(report, rows)}\n\n{match[4]}"
 
     return _SECTION.sub(section, text)
 
 
 def rows_of(report: Report, name: str) -> list[Result]:
     """The rows that belong under a marker."""
-    if name == "ops":
-        return [r for r in report.results if r.kind == "op" and r.peer == "eager" and r.dtype == "float32"]
-    if name == "models":
-        return [r for r in report.results if r.kind == "model"]
+    if name.startswith("summary-"):
+        return [r for r in report.results if r.kind == name.removeprefix("summary-").rstrip("s")]
     return [r for r in report.results if r.op == name]
 
 

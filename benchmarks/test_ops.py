@@ -7,6 +7,7 @@ read the groups for the absolute times and take the ratios from the command line
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from benchmarks.case import Case, Maker, Problem, all_cases
 from benchmarks.parity import Gate
 from benchmarks.runner import contenders
+from gencore import memory
 
 
 def _parameters() -> Iterator[Any]:
@@ -28,6 +30,13 @@ def _parameters() -> Iterator[Any]:
 
 def _name(case: Case, problem: Problem, layout: str, mode: str) -> str:
     return f"{case.op}-{problem.name}-{layout}-{mode}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def allocator() -> Iterator[None]:
+    """Both sides keep the memory that they have touched, where the caching allocator is built."""
+    with memory.caching() if memory.is_available() else nullcontext():
+        yield
 
 
 @pytest.mark.parametrize("side", ["ours", "eager"])

@@ -298,7 +298,11 @@ def test_tables_show_wins_losses_and_failures(report: Report, tmp_path: Path) ->
     assert "| 2 ms | eager | 5 ms | 2.50x (2.40 to 2.60) |" in text
     assert "0.50x (0.40 to 0.60)" in text
     assert write_tables(tmp_path, tmp_path / "r.json") == []
-    assert "wrong: output 0" in generate("<!-- benchmarks:ops -->\n<!-- /benchmarks -->", report)
+    short = generate("<!-- benchmarks:summary-ops -->\n<!-- /benchmarks -->", report)
+    assert "|  | size | mode | layout | time | vs eager | of limit |" in short
+    assert "| scale | 64 | forward | contiguous | 2 ms | 2.50x | 5.0% (memory) |" in short
+    assert "| scale | 64 | forward+backward | contiguous | 2 ms | 0.50x |" in short
+    assert "wrong: output 0" in short
     with pytest.raises(ValueError, match="unheard"):
         generate("<!-- benchmarks:unheard -->\n<!-- /benchmarks -->", report)
 
@@ -378,8 +382,8 @@ def test_native_yardsticks() -> None:
 
 
 def test_rows_of_main_table(report: Report) -> None:
-    assert [r.op for r in rows_of(report, "ops")] == ["scale", "scale", "other"]
-    assert rows_of(report, "models") == []
+    assert [r.op for r in rows_of(report, "summary-ops")] == ["scale", "scale", "other"]
+    assert rows_of(report, "summary-models") == []
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
