@@ -43,12 +43,9 @@ Activation activation_of(int64_t index) {
   return static_cast<Activation>(index);
 }
 
-// Partial sums and per-channel constants, in floats (doubles for float64).
-std::vector<char> workspace(const Tensor& x, const BatchNormShape& shape, int64_t constants) {
-  // A single channel is walked as one plane, in larger chunks than rows.
-  const int64_t chunks = std::max(batch_norm_chunks(shape), batch_norm_chunks({1, 1, shape.count()}));
-  const int64_t size = x.scalar_type() == ScalarType::Double ? 8 : 4;
-  return std::vector<char>((2 * chunks + constants) * shape.channels * size);
+// Floats (doubles for float64) for partial sums and constants.
+std::vector<char> workspace(const Tensor& x, const BatchNormShape& shape) {
+  return std::vector<char>(batch_norm_walk(shape).workspace() * (x.scalar_type() == ScalarType::Double ? 8 : 4));
 }
 
 void forward(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
@@ -66,7 +63,7 @@ void forward(const Tensor& x, const std::optional<Tensor>& residual, const std::
   const void* weight_pointer = optional_channels(weight, "weight", type, channels);
   const void* bias_pointer = optional_channels(bias, "bias", type, channels);
   if (shape.numel() == 0) return;
-  std::vector<char> partial = workspace(x, shape, 1);
+  std::vector<char> partial = workspace(x, shape);
   run_batch_norm_act({x.const_data_ptr(), residual ? residual->const_data_ptr() : nullptr, y.mutable_data_ptr(),
                       weight_pointer, bias_pointer, mean.mutable_data_ptr(), var.mutable_data_ptr(), shape, training,
                       eps, activation_of(activation), negative_slope, dtype, partial.data()});
@@ -93,7 +90,7 @@ void backward(const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>
   const void* weight_pointer = optional_channels(weight, "weight", type, channels);
   const void* bias_pointer = optional_channels(bias, "bias", type, channels);
   if (shape.numel() == 0) return;
-  std::vector<char> partial = workspace(x, shape, 3);
+  std::vector<char> partial = workspace(x, shape);
   run_batch_norm_act_backward({grad_y.const_data_ptr(), x.const_data_ptr(),
                                residual ? residual->const_data_ptr() : nullptr, weight_pointer, bias_pointer,
                                mean.const_data_ptr(), var.const_data_ptr(), grad_x.mutable_data_ptr(),

@@ -66,53 +66,69 @@ void row_chunk(const T* x, int64_t channels, int64_t rows, C* mean, C* m2) {
   });
 }
 
+// Per-channel constants as the loops read them: one value a column.
 template <class C>
-void finish_channel(const BatchNormActArgs& args, C* scale, int64_t channel, double mean, double m2) {
-  C* means = static_cast<C*>(args.mean);
-  C* vars = static_cast<C*>(args.var);
-  means[channel] = static_cast<C>(mean);
-  vars[channel] = static_cast<C>(m2 / static_cast<double>(args.shape.count()));
-  scale[channel] = channel_scale<C>(args.weight, vars[channel], args.eps, channel);
+struct Columns {
+  C *mean, *scale, *bias;
+};
+
+template <class C>
+void set_columns(const BatchNormActArgs& args, const Columns<C>& columns, int64_t channel, int64_t fold) {
+  const C mean = static_cast<const C*>(args.mean)[channel], var = static_cast<const C*>(args.var)[channel];
+  fill_columns(columns.mean, channel, fold, mean);
+  fill_columns(columns.scale, channel, fold, channel_scale<C>(args.weight, var, args.eps, channel));
+  fill_columns(columns.bias, channel, fold, channel_bias<C>(args.bias, channel));
 }
 
-// Merges the partial moments of all channels: partial is [chunk][mean, m2][channel].
 template <class C>
-void merge_chunks(const BatchNormActArgs& args, const BatchNormShape& shape, const C* partial, C* scale) {
-  const int64_t chunks = batch_norm_chunks(shape), channels = shape.channels;
-  parallel_for(0, (channels + kMergeBlock - 1) / kMergeBlock, kGrain / (chunks * kMergeBlock) + 1,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t block = begin; block < end; block++) {
-                   const int64_t first = block * kMergeBlock, left = channels - first;
-                   const int64_t width = left < kMergeBlock ? left : kMergeBlock;
-                   double mean[kMergeBlock] = {}, m2[kMergeBlock] = {}, count = 0;
-                   for (int64_t chunk = 0; chunk < chunks; chunk++) {
-                     const double added = static_cast<double>(chunk_end(shape, chunk) - chunk_begin(shape, chunk));
-                     const C* means = partial + (2 * chunk) * channels + first;
-                     const C* m2s = means + channels;
-                     double total = count;
-                     for (int64_t i = 0; i < width; i++) {
-                       total = count;
-                       merge(total, mean[i], m2[i], added, means[i], m2s[i]);
-                     }
-                     count = total;
-                   }
-                   for (int64_t i = 0; i < width; i++) finish_channel<C>(args, scale, first + i, mean[i], m2[i]);
-                 }
-               });
+void finish_channel(const BatchNormActArgs& args, const Columns<C>& columns, int64_t channel, int64_t fold, double mean,
+                    double m2) {
+  static_cast<C*>(args.mean)[channel] = static_cast<C>(mean);
+  static_cast<C*>(args.var)[channel] = static_cast<C>(m2 / static_cast<double>(args.shape.count()));
+  set_columns(args, columns, channel, fold);
+}
+
+// Merges the partial moments of all channels: partial is [chunk][mean, m2][column].
+template <class C>
+void merge_chunks(const BatchNormActArgs& args, const BatchNormWalk& walk, const C* partial,
+                  const Columns<C>& columns) {
+  const int64_t chunks = walk.chunks(), fold = walk.fold;
+  for_each_channel_block(walk.channels(), chunks * fold, [&](int64_t first, int64_t width) {
+    double mean[kMergeBlock] = {}, m2[kMergeBlock] = {}, count = 0;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+      const double rows = static_cast<double>(chunk_end(walk, chunk) - chunk_begin(walk, chunk));
+      const C* means = partial + 2 * chunk * walk.shape.channels + first * fold;
+      const C* m2s = means + walk.shape.channels;
+      double total = count;
+      for (int64_t i = 0; i < width; i++) {
+        double chunk_mean = 0, chunk_m2 = 0;
+        for (int64_t j = i * fold; j < (i + 1) * fold; j++) chunk_mean += means[j];
+        chunk_mean /= static_cast<double>(fold);
+        for (int64_t j = i * fold; j < (i + 1) * fold; j++) {
+          const double d = means[j] - chunk_mean;
+          chunk_m2 += m2s[j] + rows * d * d;
+        }
+        total = count;
+        merge(total, mean[i], m2[i], rows * static_cast<double>(fold), chunk_mean, chunk_m2);
+      }
+      count = total;
+    }
+    for (int64_t i = 0; i < width; i++) finish_channel(args, columns, first + i, fold, mean[i], m2[i]);
+  });
 }
 
 // --- normalisation ---------------------------------------------------------------------------------------------------
 
 template <class T, Activation activation, class C = compute_t<T>>
-void planar_apply(const BatchNormActArgs& args, const BatchNormShape& shape, const C* scales, int64_t channel,
+void planar_apply(const BatchNormActArgs& args, const BatchNormShape& shape, const Columns<C>& columns, int64_t channel,
                   int64_t begin, int64_t end, bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const T* x = static_cast<const T*>(args.x);
   const T* residual = static_cast<const T*>(args.residual);
   T* y = static_cast<T*>(args.y);
-  const V mean = broadcast<V>(static_cast<const C*>(args.mean)[channel]), scale = broadcast<V>(scales[channel]);
-  const V bias = broadcast<V>(channel_bias<C>(args.bias, channel));
+  const V mean = broadcast<V>(columns.mean[channel]), scale = broadcast<V>(columns.scale[channel]);
+  const V bias = broadcast<V>(columns.bias[channel]);
   const C slope = static_cast<C>(args.negative_slope);
   for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
     auto value = [&](int64_t i, int64_t n) GENCORE_LAMBDA {
@@ -129,25 +145,24 @@ void planar_apply(const BatchNormActArgs& args, const BatchNormShape& shape, con
 }
 
 template <class T, Activation activation, class C = compute_t<T>>
-void row_apply(const BatchNormActArgs& args, const C* scales, int64_t begin, int64_t end, bool streaming) {
+void row_apply(const BatchNormActArgs& args, int64_t width, const Columns<C>& columns, int64_t begin, int64_t end,
+               bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
-  const int64_t channels = args.shape.channels;
   const T* x = static_cast<const T*>(args.x);
   const T* residual = static_cast<const T*>(args.residual);
   T* y = static_cast<T*>(args.y);
   const C slope = static_cast<C>(args.negative_slope);
-  for_each_tile<lanes>(channels, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
+  for_each_tile<lanes>(width, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
     V mean[vectors], scale[vectors], bias[vectors];
     for (int j = 0; j < vectors; j++) {
-      const int64_t c = column + j * lanes;
-      mean[j] = load(static_cast<const C*>(args.mean) + c, n);
-      scale[j] = load(scales + c, n);
-      bias[j] = args.bias ? load(static_cast<const C*>(args.bias) + c, n) : V{};
+      mean[j] = load(columns.mean + column + j * lanes, n);
+      scale[j] = load(columns.scale + column + j * lanes, n);
+      bias[j] = load(columns.bias + column + j * lanes, n);
     }
     for (int64_t r = begin; r < end; r++)
       for (int j = 0; j < vectors; j++) {
-        const int64_t i = r * channels + column + j * lanes;
+        const int64_t i = r * width + column + j * lanes;
         V u = (load(x + i, n) - mean[j]) * scale[j] + bias[j];
         if (residual) u += load(residual + i, n);
         const V value = activate<activation>(u, slope);
@@ -163,68 +178,67 @@ void row_apply(const BatchNormActArgs& args, const C* scales, int64_t begin, int
 
 template <class T, Activation activation, class C = compute_t<T>>
 void forward(const BatchNormActArgs& args) {
-  const BatchNormShape shape = simplified(args.shape);
-  const int64_t chunks = batch_norm_chunks(shape), channels = shape.channels;
+  const BatchNormWalk walk = batch_norm_walk(args.shape);
+  const BatchNormShape& shape = walk.shape;
+  const int64_t chunks = walk.chunks(), width = shape.channels;
   const T* x = static_cast<const T*>(args.x);
-  C* partial = static_cast<C*>(args.partial);
-  C* scale = partial + 2 * chunks * channels;
-  const bool planar = shape.inner > 1;
+  C* partial = static_cast<C*>(args.workspace);
+  C* after = partial + 2 * chunks * width;
+  const Columns<C> columns{after, after + width, after + 2 * width};
   const bool streaming = shape.numel() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
                          reinterpret_cast<uintptr_t>(args.y) % 64 == 0 &&
-                         (planar ? shape.inner : channels) % Vector<C>::lanes == 0;
+                         (walk.planar() ? shape.inner : width) % Vector<C>::lanes == 0;
 
-  if (args.training && planar && channels >= 2 * num_threads() &&
+  if (args.training && walk.planar() && width >= 2 * num_threads() &&
       shape.count() * static_cast<int64_t>(sizeof(T)) <= kResidentBytes) {
-    parallel_for(0, channels, kGrain / shape.count() + 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, width, kGrain / shape.count() + 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; c++) {
         double count = 0, mean = 0, m2 = 0;
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
           C chunk_mean, chunk_m2;
-          const int64_t from = chunk_begin(shape, chunk), to = chunk_end(shape, chunk);
+          const int64_t from = chunk_begin(walk, chunk), to = chunk_end(walk, chunk);
           planar_chunk(x, shape, c, from, to, &chunk_mean, &chunk_m2);
           merge(count, mean, m2, static_cast<double>(to - from), chunk_mean, chunk_m2);
         }
-        finish_channel<C>(args, scale, c, mean, m2);
-        planar_apply<T, activation>(args, shape, scale, c, 0, shape.count(), streaming);
+        finish_channel(args, columns, c, 1, mean, m2);
+        planar_apply<T, activation>(args, shape, columns, c, 0, shape.count(), streaming);
       }
       if (streaming) stream_fence();
     });
     return;
   }
 
-  const int64_t tasks = chunk_tasks(shape), grain = chunk_grain(shape);
   if (args.training) {
-    parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++) {
-        const int64_t chunk = planar ? task % chunks : task, channel = planar ? task / chunks : 0;
-        const int64_t from = chunk_begin(shape, chunk), to = chunk_end(shape, chunk);
-        C* mean = partial + 2 * chunk * channels + channel;
-        if (planar)
-          planar_chunk(x, shape, channel, from, to, mean, mean + channels);
+        const int64_t chunk = walk.planar() ? task % chunks : task, channel = walk.planar() ? task / chunks : 0;
+        const int64_t from = chunk_begin(walk, chunk), to = chunk_end(walk, chunk);
+        C* mean = partial + 2 * chunk * width + channel;
+        if (walk.planar())
+          planar_chunk(x, shape, channel, from, to, mean, mean + width);
         else
-          row_chunk(x + from * channels, channels, to - from, mean, mean + channels);
+          row_chunk(x + from * width, width, to - from, mean, mean + width);
       }
     });
-    merge_chunks<C>(args, shape, partial, scale);
+    merge_chunks(args, walk, partial, columns);
   } else {
-    for (int64_t c = 0; c < channels; c++)
-      scale[c] = channel_scale<C>(args.weight, static_cast<const C*>(args.var)[c], args.eps, c);
+    for (int64_t c = 0; c < walk.channels(); c++) set_columns(args, columns, c, walk.fold);
   }
   // Backwards within each thread's range: what the statistics read last is what the caches still hold.
-  if (planar) {
+  if (walk.planar()) {
     // Plane by plane, as they lie in memory.
-    parallel_for(0, shape.outer * channels, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, shape.outer * width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
       for (int64_t plane = end - 1; plane >= begin; plane--) {
-        const int64_t from = plane / channels * shape.inner;
-        planar_apply<T, activation>(args, shape, scale, plane % channels, from, from + shape.inner, streaming);
+        const int64_t from = plane / width * shape.inner;
+        planar_apply<T, activation>(args, shape, columns, plane % width, from, from + shape.inner, streaming);
       }
       if (streaming) stream_fence();
     });
     return;
   }
-  parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
     for (int64_t task = end - 1; task >= begin; task--)
-      row_apply<T, activation>(args, scale, chunk_begin(shape, task), chunk_end(shape, task), streaming);
+      row_apply<T, activation>(args, width, columns, chunk_begin(walk, task), chunk_end(walk, task), streaming);
     if (streaming) stream_fence();
   });
 }

@@ -22,13 +22,27 @@ struct BatchNormShape {
   int64_t numel() const { return outer * channels * inner; }
 };
 
-// Elements of one channel (inner > 1) or rows (inner == 1) that make one chunk of the statistics.
-constexpr int64_t kPlanarChunk = 8192;
-constexpr int64_t kRowChunk = 128;
+// How the kernels walk a tensor, which is not always how it is shaped:
+//   one channel         is one plane, whatever the layout;
+//   planes up to 8 x 8  are too short to be walked one by one: a sample is taken as one row of channels * inner
+//   columns,
+//                       and `fold` = inner neighbouring columns belong to one channel.
+struct BatchNormWalk {
+  BatchNormShape shape;
+  int64_t fold;
+  int64_t channels() const { return shape.channels / fold; }
+  bool planar() const { return shape.inner > 1; }
+  // Elements of one channel (planar) or rows that make one chunk of the statistics.
+  int64_t chunk_size() const { return planar() ? 8192 : 128; }
+  int64_t chunks() const { return (shape.count() + chunk_size() - 1) / chunk_size(); }
+  // Two partial results for each column of each chunk, and up to five constants a column.
+  int64_t workspace() const { return (2 * chunks() + 5) * shape.channels; }
+};
 
-inline int64_t batch_norm_chunks(const BatchNormShape& shape) {
-  const int64_t size = shape.inner > 1 ? kPlanarChunk : kRowChunk;
-  return (shape.count() + size - 1) / size;
+inline BatchNormWalk batch_norm_walk(const BatchNormShape& shape) {
+  if (shape.channels == 1) return {{1, 1, shape.outer * shape.inner}, 1};
+  if (shape.inner > 1 && shape.inner <= 64) return {{shape.outer, shape.channels * shape.inner, 1}, shape.inner};
+  return {shape, 1};
 }
 
 // `C` below is the compute type: double for float64, float for the others.
@@ -46,7 +60,7 @@ struct BatchNormActArgs {
   Activation activation;
   double negative_slope;
   Dtype dtype;
-  void* partial;  // 2 * batch_norm_chunks * channels of C
+  void* workspace;  // batch_norm_walk(shape).workspace() of C
 };
 
 struct BatchNormActBackwardArgs {
@@ -67,7 +81,7 @@ struct BatchNormActBackwardArgs {
   Activation activation;
   double negative_slope;
   Dtype dtype;
-  void* partial;  // 2 * batch_norm_chunks * channels of C
+  void* workspace;  // batch_norm_walk(shape).workspace() of C
 };
 
 }  // namespace gencore

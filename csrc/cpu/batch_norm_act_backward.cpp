@@ -9,12 +9,10 @@ namespace gencore::GENCORE_ISA {
 
 namespace {
 
-// Per-channel constants, after the two sums: grad_x = scale (g - mean_g - (x - mean) slope_x).
+// Constants as the loops read them, one value a column: grad_x = scale (g - mean_g - (x - mean) slope_x).
 template <class C>
-struct Constants {
-  C* scale;
-  C* mean_g;
-  C* slope_x;
+struct Columns {
+  C *mean, *scale, *bias, *mean_g, *slope_x;
 };
 
 // g at element i, and the deviation from the mean.
@@ -40,13 +38,13 @@ struct Gradient {
 
 // Sums of g and of g (x - mean) over [begin, end) of one channel. Lanes past a run's end have grad_y = 0, hence g = 0.
 template <class T, Activation activation, class C = compute_t<T>>
-void planar_sums(const BatchNormActBackwardArgs& args, const BatchNormShape& shape, const C* scales, int64_t channel,
-                 int64_t begin, int64_t end, double* sum_g, double* sum_gd) {
+void planar_sums(const BatchNormActBackwardArgs& args, const BatchNormShape& shape, const Columns<C>& columns,
+                 int64_t channel, int64_t begin, int64_t end, C* sum_g, C* sum_gd) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const Gradient<T, activation> gradient(args);
-  const V mean = broadcast<V>(static_cast<const C*>(args.mean)[channel]), scale = broadcast<V>(scales[channel]);
-  const V bias = broadcast<V>(channel_bias<C>(args.bias, channel));
+  const V mean = broadcast<V>(columns.mean[channel]), scale = broadcast<V>(columns.scale[channel]);
+  const V bias = broadcast<V>(columns.bias[channel]);
   V g[4] = {}, gd[4] = {};
   for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
     for_each_vector<lanes>(count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
@@ -56,28 +54,27 @@ void planar_sums(const BatchNormActBackwardArgs& args, const BatchNormShape& sha
       gd[slot] += v * d;
     });
   });
-  *sum_g += horizontal_sum((g[0] + g[1]) + (g[2] + g[3]));
-  *sum_gd += horizontal_sum((gd[0] + gd[1]) + (gd[2] + gd[3]));
+  *sum_g = static_cast<C>(horizontal_sum((g[0] + g[1]) + (g[2] + g[3])));
+  *sum_gd = static_cast<C>(horizontal_sum((gd[0] + gd[1]) + (gd[2] + gd[3])));
 }
 
 template <class T, Activation activation, class C = compute_t<T>>
-void row_sums(const BatchNormActBackwardArgs& args, const C* scales, int64_t begin, int64_t end, C* sum_g, C* sum_gd) {
+void row_sums(const BatchNormActBackwardArgs& args, int64_t width, const Columns<C>& columns, int64_t begin,
+              int64_t end, C* sum_g, C* sum_gd) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
-  const int64_t channels = args.shape.channels;
   const Gradient<T, activation> gradient(args);
-  for_each_tile<lanes>(channels, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
+  for_each_tile<lanes>(width, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
     V mean[vectors], scale[vectors], bias[vectors], g[vectors] = {}, gd[vectors] = {};
     for (int j = 0; j < vectors; j++) {
-      const int64_t c = column + j * lanes;
-      mean[j] = load(static_cast<const C*>(args.mean) + c, n);
-      scale[j] = load(scales + c, n);
-      bias[j] = args.bias ? load(static_cast<const C*>(args.bias) + c, n) : V{};
+      mean[j] = load(columns.mean + column + j * lanes, n);
+      scale[j] = load(columns.scale + column + j * lanes, n);
+      bias[j] = load(columns.bias + column + j * lanes, n);
     }
     for (int64_t r = begin; r < end; r++)
       for (int j = 0; j < vectors; j++) {
         V d;
-        const V v = gradient(r * channels + column + j * lanes, n, mean[j], scale[j], bias[j], &d);
+        const V v = gradient(r * width + column + j * lanes, n, mean[j], scale[j], bias[j], &d);
         g[j] += v;
         gd[j] += v * d;
       }
@@ -89,27 +86,27 @@ void row_sums(const BatchNormActBackwardArgs& args, const C* scales, int64_t beg
 }
 
 template <class C>
-void finish_channel(const BatchNormActBackwardArgs& args, const Constants<C>& k, int64_t channel, double sum_g,
-                    double sum_gd) {
+void finish_channel(const BatchNormActBackwardArgs& args, const Columns<C>& columns, int64_t channel, int64_t fold,
+                    double sum_g, double sum_gd) {
   const double invstd = 1.0 / __builtin_sqrt(static_cast<const C*>(args.var)[channel] + args.eps);
   const double count = static_cast<double>(args.shape.count());
   static_cast<C*>(args.grad_bias)[channel] = static_cast<C>(sum_g);
   static_cast<C*>(args.grad_weight)[channel] = static_cast<C>(sum_gd * invstd);
-  k.mean_g[channel] = static_cast<C>(args.training ? sum_g / count : 0.0);
-  k.slope_x[channel] = static_cast<C>(args.training ? sum_gd * invstd * invstd / count : 0.0);
+  fill_columns(columns.mean_g, channel, fold, static_cast<C>(args.training ? sum_g / count : 0.0));
+  fill_columns(columns.slope_x, channel, fold, static_cast<C>(args.training ? sum_gd * invstd * invstd / count : 0.0));
 }
 
 template <class T, Activation activation, class C = compute_t<T>>
-void planar_apply(const BatchNormActBackwardArgs& args, const BatchNormShape& shape, const Constants<C>& k,
+void planar_apply(const BatchNormActBackwardArgs& args, const BatchNormShape& shape, const Columns<C>& columns,
                   int64_t channel, int64_t begin, int64_t end, bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const Gradient<T, activation> gradient(args);
   T* grad_x = static_cast<T*>(args.grad_x);
   T* grad_residual = static_cast<T*>(args.grad_residual);
-  const V mean = broadcast<V>(static_cast<const C*>(args.mean)[channel]), scale = broadcast<V>(k.scale[channel]);
-  const V bias = broadcast<V>(channel_bias<C>(args.bias, channel));
-  const V mean_g = broadcast<V>(k.mean_g[channel]), slope_x = broadcast<V>(k.slope_x[channel]);
+  const V mean = broadcast<V>(columns.mean[channel]), scale = broadcast<V>(columns.scale[channel]);
+  const V bias = broadcast<V>(columns.bias[channel]);
+  const V mean_g = broadcast<V>(columns.mean_g[channel]), slope_x = broadcast<V>(columns.slope_x[channel]);
   for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
     auto value = [&](int64_t i, int64_t n) GENCORE_LAMBDA {
       V d;
@@ -126,27 +123,26 @@ void planar_apply(const BatchNormActBackwardArgs& args, const BatchNormShape& sh
 }
 
 template <class T, Activation activation, class C = compute_t<T>>
-void row_apply(const BatchNormActBackwardArgs& args, const Constants<C>& k, int64_t begin, int64_t end,
-               bool streaming) {
+void row_apply(const BatchNormActBackwardArgs& args, int64_t width, const Columns<C>& columns, int64_t begin,
+               int64_t end, bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
-  const int64_t channels = args.shape.channels;
   const Gradient<T, activation> gradient(args);
   T* grad_x = static_cast<T*>(args.grad_x);
   T* grad_residual = static_cast<T*>(args.grad_residual);
-  for_each_tile<lanes>(channels, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
+  for_each_tile<lanes>(width, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
     V mean[vectors], scale[vectors], bias[vectors], mean_g[vectors], slope_x[vectors];
     for (int j = 0; j < vectors; j++) {
       const int64_t c = column + j * lanes;
-      mean[j] = load(static_cast<const C*>(args.mean) + c, n);
-      scale[j] = load(k.scale + c, n);
-      bias[j] = args.bias ? load(static_cast<const C*>(args.bias) + c, n) : V{};
-      mean_g[j] = load(k.mean_g + c, n);
-      slope_x[j] = load(k.slope_x + c, n);
+      mean[j] = load(columns.mean + c, n);
+      scale[j] = load(columns.scale + c, n);
+      bias[j] = load(columns.bias + c, n);
+      mean_g[j] = load(columns.mean_g + c, n);
+      slope_x[j] = load(columns.slope_x + c, n);
     }
     for (int64_t r = begin; r < end; r++)
       for (int j = 0; j < vectors; j++) {
-        const int64_t i = r * channels + column + j * lanes;
+        const int64_t i = r * width + column + j * lanes;
         V d;
         const V g = gradient(i, n, mean[j], scale[j], bias[j], &d);
         if (grad_residual) store(grad_residual + i, g, n);
@@ -161,74 +157,75 @@ void row_apply(const BatchNormActBackwardArgs& args, const Constants<C>& k, int6
 
 template <class T, Activation activation, class C = compute_t<T>>
 void backward(const BatchNormActBackwardArgs& args) {
-  const BatchNormShape shape = simplified(args.shape);
-  const int64_t chunks = batch_norm_chunks(shape), channels = shape.channels;
-  C* partial = static_cast<C*>(args.partial);
-  C* after = partial + 2 * chunks * channels;
-  const Constants<C> k{after, after + channels, after + 2 * channels};
-  const bool planar = shape.inner > 1;
+  const BatchNormWalk walk = batch_norm_walk(args.shape);
+  const BatchNormShape& shape = walk.shape;
+  const int64_t chunks = walk.chunks(), width = shape.channels, fold = walk.fold;
+  C* partial = static_cast<C*>(args.workspace);
+  C* after = partial + 2 * chunks * width;
+  const Columns<C> columns{after, after + width, after + 2 * width, after + 3 * width, after + 4 * width};
   const int64_t bytes = shape.numel() * static_cast<int64_t>(sizeof(T));
   const bool streaming = bytes >= kStreamBytes && reinterpret_cast<uintptr_t>(args.grad_x) % 64 == 0 &&
-                         (planar ? shape.inner : channels) % Vector<C>::lanes == 0;
-  for (int64_t c = 0; c < channels; c++)
-    k.scale[c] = channel_scale<C>(args.weight, static_cast<const C*>(args.var)[c], args.eps, c);
+                         (walk.planar() ? shape.inner : width) % Vector<C>::lanes == 0;
+  for (int64_t c = 0; c < walk.channels(); c++) {
+    const C mean = static_cast<const C*>(args.mean)[c], var = static_cast<const C*>(args.var)[c];
+    fill_columns(columns.mean, c, fold, mean);
+    fill_columns(columns.scale, c, fold, channel_scale<C>(args.weight, var, args.eps, c));
+    fill_columns(columns.bias, c, fold, channel_bias<C>(args.bias, c));
+  }
 
-  const int64_t read_per_channel = bytes / channels * (args.residual ? 3 : 2);
-  if (planar && channels >= 2 * num_threads() && read_per_channel <= kResidentBytes) {
-    parallel_for(0, channels, kGrain / shape.count() + 1, [&](int64_t begin, int64_t end) {
+  const int64_t read_per_channel = bytes / width * (args.residual ? 3 : 2);
+  if (walk.planar() && width >= 2 * num_threads() && read_per_channel <= kResidentBytes) {
+    parallel_for(0, width, kGrain / shape.count() + 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; c++) {
         double sum_g = 0, sum_gd = 0;
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
-          C rounded[2];  // as the other path stores them, so that both give the same bits
-          double g = 0, gd = 0;
-          planar_sums<T, activation>(args, shape, k.scale, c, chunk_begin(shape, chunk), chunk_end(shape, chunk), &g,
+          C g, gd;
+          planar_sums<T, activation>(args, shape, columns, c, chunk_begin(walk, chunk), chunk_end(walk, chunk), &g,
                                      &gd);
-          rounded[0] = static_cast<C>(g), rounded[1] = static_cast<C>(gd);
-          sum_g += rounded[0], sum_gd += rounded[1];
+          sum_g += g, sum_gd += gd;
         }
-        finish_channel<C>(args, k, c, sum_g, sum_gd);
-        planar_apply<T, activation>(args, shape, k, c, 0, shape.count(), streaming);
+        finish_channel(args, columns, c, 1, sum_g, sum_gd);
+        planar_apply<T, activation>(args, shape, columns, c, 0, shape.count(), streaming);
       }
       if (streaming) stream_fence();
     });
     return;
   }
 
-  const int64_t tasks = chunk_tasks(shape), grain = chunk_grain(shape);
-  parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
-      const int64_t chunk = planar ? task % chunks : task, channel = planar ? task / chunks : 0;
-      const int64_t from = chunk_begin(shape, chunk), to = chunk_end(shape, chunk);
-      C* sums = partial + 2 * chunk * channels + channel;
-      if (planar) {
-        double g = 0, gd = 0;
-        planar_sums<T, activation>(args, shape, k.scale, channel, from, to, &g, &gd);
-        sums[0] = static_cast<C>(g), sums[channels] = static_cast<C>(gd);
-      } else {
-        row_sums<T, activation>(args, k.scale, from, to, sums, sums + channels);
-      }
-    }
-  });
-  parallel_for(0, channels, kGrain / (chunks + 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin; first < end; first += kMergeBlock) {
-      const int64_t left = end - first, width = left < kMergeBlock ? left : kMergeBlock;
-      double g[kMergeBlock] = {}, gd[kMergeBlock] = {};
-      for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        const C* sums = partial + 2 * chunk * channels + first;
-        for (int64_t i = 0; i < width; i++) g[i] += sums[i], gd[i] += sums[channels + i];
-      }
-      for (int64_t i = 0; i < width; i++) finish_channel<C>(args, k, first + i, g[i], gd[i]);
-    }
-  });
-  parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t task = end - 1; task >= begin; task--) {
-      const int64_t chunk = planar ? task % chunks : task;
-      const int64_t from = chunk_begin(shape, chunk), to = chunk_end(shape, chunk);
-      if (planar)
-        planar_apply<T, activation>(args, shape, k, task / chunks, from, to, streaming);
+      const int64_t chunk = walk.planar() ? task % chunks : task, channel = walk.planar() ? task / chunks : 0;
+      const int64_t from = chunk_begin(walk, chunk), to = chunk_end(walk, chunk);
+      C* sums = partial + 2 * chunk * width + channel;
+      if (walk.planar())
+        planar_sums<T, activation>(args, shape, columns, channel, from, to, sums, sums + width);
       else
-        row_apply<T, activation>(args, k, from, to, streaming);
+        row_sums<T, activation>(args, width, columns, from, to, sums, sums + width);
     }
+  });
+  for_each_channel_block(walk.channels(), chunks * fold, [&](int64_t first, int64_t block) {
+    double g[kMergeBlock] = {}, gd[kMergeBlock] = {};
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+      const C* sums = partial + 2 * chunk * width + first * fold;
+      for (int64_t i = 0; i < block; i++)
+        for (int64_t j = i * fold; j < (i + 1) * fold; j++) g[i] += sums[j], gd[i] += sums[width + j];
+    }
+    for (int64_t i = 0; i < block; i++) finish_channel(args, columns, first + i, fold, g[i], gd[i]);
+  });
+  // As in the forward: planes in memory order, backwards through what the caches still hold.
+  if (walk.planar()) {
+    parallel_for(0, shape.outer * width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t plane = end - 1; plane >= begin; plane--) {
+        const int64_t from = plane / width * shape.inner;
+        planar_apply<T, activation>(args, shape, columns, plane % width, from, from + shape.inner, streaming);
+      }
+      if (streaming) stream_fence();
+    });
+    return;
+  }
+  parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
+    for (int64_t task = end - 1; task >= begin; task--)
+      row_apply<T, activation>(args, width, columns, chunk_begin(walk, task), chunk_end(walk, task), streaming);
     if (streaming) stream_fence();
   });
 }

@@ -15,12 +15,6 @@ constexpr int64_t kStreamBytes = 16 << 20;
 constexpr int64_t kGrain = 16384;
 constexpr int kMergeBlock = 64;
 
-// C = 1 is planar whatever the layout, and then one run.
-inline BatchNormShape simplified(BatchNormShape shape) {
-  if (shape.channels == 1) return {1, 1, shape.outer * shape.inner};
-  return shape;
-}
-
 // body(offset, count) for the runs of consecutive elements that make [begin, end) of a channel (inner > 1).
 template <class Body>
 GENCORE_INLINE void for_each_run(const BatchNormShape& shape, int64_t channel, int64_t begin, int64_t end,
@@ -52,22 +46,36 @@ GENCORE_INLINE void for_each_tile(int64_t channels, const Body& body) {
   }
 }
 
-inline int64_t chunk_end(const BatchNormShape& shape, int64_t chunk) {
-  const int64_t size = shape.inner > 1 ? kPlanarChunk : kRowChunk;
-  const int64_t end = (chunk + 1) * size, count = shape.count();
+inline int64_t chunk_begin(const BatchNormWalk& walk, int64_t chunk) { return chunk * walk.chunk_size(); }
+inline int64_t chunk_end(const BatchNormWalk& walk, int64_t chunk) {
+  const int64_t end = (chunk + 1) * walk.chunk_size(), count = walk.shape.count();
   return end < count ? end : count;
-}
-inline int64_t chunk_begin(const BatchNormShape& shape, int64_t chunk) {
-  return chunk * (shape.inner > 1 ? kPlanarChunk : kRowChunk);
 }
 
 // Tasks for loops over the chunks of all channels: (channel, chunk) pairs, or chunks of rows.
-inline int64_t chunk_tasks(const BatchNormShape& shape) {
-  return batch_norm_chunks(shape) * (shape.inner > 1 ? shape.channels : 1);
+inline int64_t chunk_tasks(const BatchNormWalk& walk) {
+  return walk.chunks() * (walk.planar() ? walk.shape.channels : 1);
 }
-inline int64_t chunk_grain(const BatchNormShape& shape) {
-  const int64_t tasks = chunk_tasks(shape);
-  return tasks == 0 ? 1 : kGrain * tasks / (shape.numel() + 1) + 1;
+inline int64_t chunk_grain(const BatchNormWalk& walk) {
+  return kGrain * chunk_tasks(walk) / (walk.shape.numel() + 1) + 1;
+}
+
+// body(first, width) for blocks of channels, in parallel.
+template <class Body>
+inline void for_each_channel_block(int64_t channels, int64_t work_per_channel, const Body& body) {
+  parallel_for(0, (channels + kMergeBlock - 1) / kMergeBlock, kGrain / (work_per_channel * kMergeBlock) + 1,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t block = begin; block < end; block++) {
+                   const int64_t first = block * kMergeBlock, left = channels - first;
+                   body(first, left < kMergeBlock ? left : int64_t{kMergeBlock});
+                 }
+               });
+}
+
+// Writes one value a channel into each of the channel's columns.
+template <class C>
+GENCORE_INLINE void fill_columns(C* columns, int64_t channel, int64_t fold, C value) {
+  for (int64_t i = channel * fold; i < (channel + 1) * fold; i++) columns[i] = value;
 }
 
 // 1 / sqrt(var + eps), times the weight.
@@ -79,12 +87,6 @@ inline C channel_scale(const void* weight, C var, double eps, int64_t channel) {
 template <class C>
 inline C channel_bias(const void* bias, int64_t channel) {
   return bias ? static_cast<const C*>(bias)[channel] : C{0};
-}
-
-// Lanes [column, column + n) of a per-channel array.
-template <class C>
-GENCORE_INLINE vector_t<C> load_channels(const C* values, int64_t column, int64_t n) {
-  return load(values + column, n);
 }
 
 }  // namespace gencore::GENCORE_ISA
