@@ -71,13 +71,22 @@ void row_sums(const BatchNormActBackwardArgs& args, int64_t width, const Columns
       scale[j] = load(columns.scale + column + j * lanes, n);
       bias[j] = load(columns.bias + column + j * lanes, n);
     }
-    for (int64_t r = begin; r < end; r++)
+    // Sums of sums of 16 rows: a long float32 sum loses digits that PyTorch's keeps.
+    for (int64_t start = begin; start < end; start += 16) {
+      const int64_t stop = start + 16 < end ? start + 16 : end;
+      V part_g[vectors] = {}, part_gd[vectors] = {};
+      for (int64_t r = start; r < stop; r++)
+        for (int j = 0; j < vectors; j++) {
+          V d;
+          const V v = gradient(r * width + column + j * lanes, n, mean[j], scale[j], bias[j], &d);
+          part_g[j] += v;
+          part_gd[j] += v * d;
+        }
       for (int j = 0; j < vectors; j++) {
-        V d;
-        const V v = gradient(r * width + column + j * lanes, n, mean[j], scale[j], bias[j], &d);
-        g[j] += v;
-        gd[j] += v * d;
+        g[j] += part_g[j];
+        gd[j] += part_gd[j];
       }
+    }
     for (int j = 0; j < vectors; j++) {
       store(sum_g + column + j * lanes, g[j], n);
       store(sum_gd + column + j * lanes, gd[j], n);
