@@ -224,11 +224,10 @@ void forward(const BatchNormActArgs& args) {
   } else {
     for (int64_t c = 0; c < walk.channels(); c++) set_columns(args, columns, c, walk.fold);
   }
-  // Backwards within each thread's range: what the statistics read last is what the caches still hold.
   if (walk.planar()) {
     // Plane by plane, as they lie in memory.
     parallel_for(0, shape.outer * width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t plane = end - 1; plane >= begin; plane--) {
+      for (int64_t plane = begin; plane < end; plane++) {
         const int64_t from = plane / width * shape.inner;
         planar_apply<T, activation>(args, shape, columns, plane % width, from, from + shape.inner, streaming);
       }
@@ -237,8 +236,11 @@ void forward(const BatchNormActArgs& args) {
     return;
   }
   parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
-    for (int64_t task = end - 1; task >= begin; task--)
-      row_apply<T, activation>(args, width, columns, chunk_begin(walk, task), chunk_end(walk, task), streaming);
+    for (int64_t i = 0; i < end - begin; i++) {
+      // In training backwards within each thread's range: what the statistics read last the caches still hold.
+      const int64_t chunk = args.training ? end - 1 - i : begin + i;
+      row_apply<T, activation>(args, width, columns, chunk_begin(walk, chunk), chunk_end(walk, chunk), streaming);
+    }
     if (streaming) stream_fence();
   });
 }

@@ -221,10 +221,10 @@ void backward(const BatchNormActBackwardArgs& args) {
     }
     for (int64_t i = 0; i < block; i++) finish_channel(args, columns, first + i, fold, g[i], gd[i]);
   });
-  // As in the forward: planes in memory order, backwards through what the caches still hold.
+  // As in the forward: planes as they lie in memory, rows backwards through what the caches still hold.
   if (walk.planar()) {
     parallel_for(0, shape.outer * width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t plane = end - 1; plane >= begin; plane--) {
+      for (int64_t plane = begin; plane < end; plane++) {
         const int64_t from = plane / width * shape.inner;
         planar_apply<T, activation>(args, shape, columns, plane % width, from, from + shape.inner, streaming);
       }
