@@ -413,7 +413,19 @@ def _cpu_refusal(input: Tensor, *args: object, **kwargs: object) -> Reason:
     return cpu_refusal(input)
 
 
+# Below this most lanes of a vector stand idle: depthwise and finely grouped convolutions.
+_FEW_CHANNELS = 16
+
+
+def _cpu_slower(input: Tensor, weight: Tensor, *args: object, **kwargs: object) -> Reason:
+    groups = kwargs.get("groups", args[4] if len(args) > 4 else 1)  # in the same place in all six functions
+    if not isinstance(groups, int) or groups <= 1:
+        return None
+    fewest = min(weight.shape[0] // groups, weight.shape[1])
+    return f"{fewest} channels a group leave vectors idle" if fewest < _FEW_CHANNELS else None
+
+
 OPS = {
-    name: Op(name, {"cpu": Implementation(_cpu_refusal)})
+    name: Op(name, {"cpu": Implementation(_cpu_refusal, _cpu_slower)})
     for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 }
