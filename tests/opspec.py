@@ -117,6 +117,10 @@ class Target:
         return self.impl if self.device == "cpu" else f"{self.impl}_{self.device}"
 
     @property
+    def interpreted(self) -> bool:
+        return self.impl == "triton" and self.device == "cpu"
+
+    @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
         return GPU_DTYPES if self.impl == "triton" or self.device != "cpu" else DTYPES
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,15 +31,6 @@ FAST = Settings(compiled=False, seconds=0.0, rounds=3)
 def made_up_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine is not measured in tests: others may be using it."""
     monkeypatch.setattr("benchmarks.runner.measure_peaks", lambda device: PEAKS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine would take most of the time of these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Scale(Case):

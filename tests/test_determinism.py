@@ -44,12 +44,11 @@ def _big(sample: Sample, spec: OpSpec) -> Sample:
 
 @pytest.mark.usefixtures("_restore_threads")
 def test_same_bits(spec: OpSpec, target: Target) -> None:
-    factor = 1 if target.impl == "triton" and target.device == "cpu" else 64
-    for sample in spec.samples():
-        if factor > 1 and sample.tensors[spec.layout[0]].numel() > 0:  # type: ignore[union-attr]
+    for sample in spec.samples()[: 3 if target.interpreted else None]:
+        if not target.interpreted and sample.tensors[spec.layout[0]].numel() > 0:  # type: ignore[union-attr]
             sample = _big(sample, spec)
         first = None
-        for threads in (1, 2, 3):
+        for threads in (1,) if target.interpreted else (1, 2, 3):
             torch.set_num_threads(threads)
             runs = [_everything(spec, target, sample) for _ in range(3)]
             for run in runs[1:]:

@@ -39,7 +39,7 @@ def check(spec: OpSpec, target: Target, dtype: torch.dtype, sample: Sample, layo
         assert_accurate(f"output {i}", a, b, c, f"output {i}" in spec.noisy)
     like = ours[spec.layout[0]]
     assert like is not None
-    for i in spec.outputs_like:
+    for i in spec.outputs_like if target.impl != "reference" else ():  # plain PyTorch chooses its own
         assert same_layout(outputs[i], torch.empty_like(like)), f"output {i} left the input's layout"
     for name in spec.buffers:
         if (a := ours[name]) is not None:
@@ -82,14 +82,15 @@ def test_values_and_gradients(spec: OpSpec, target: Target, dtype: torch.dtype, 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
 def test_layouts(spec: OpSpec, target: Target, dtype: torch.dtype, layout: str) -> None:
-    for sample in spec.samples():
+    for sample in spec.samples()[: 4 if target.interpreted else None]:
         check(spec, target, dtype, sample, layout)
 
 
+@pytest.mark.kernels_only
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
 def test_cotangents_in_any_layout(spec: OpSpec, target: Target, layout: str) -> None:
     """Gradients arrive expanded from ``sum()``, or in another layout than the input's."""
-    for sample in spec.samples():
+    for sample in spec.samples()[: 3 if target.interpreted else None]:
         tensors = prepare(spec, sample, torch.float32, target.device)
         outputs = call(spec, tensors, sample.options, sample.seed, target.impl)
         inputs = list(leaves(spec, tensors).values())
@@ -105,7 +106,7 @@ def test_cotangents_in_any_layout(spec: OpSpec, target: Target, layout: str) -> 
 @pytest.mark.second_order
 def test_second_derivatives(spec: OpSpec, target: Target) -> None:
     """The gradient of the gradient's squared norm, as in a gradient penalty, against the float64 oracle."""
-    for sample in (s for s in spec.samples() if s.smooth):
+    for sample in [s for s in spec.samples() if s.smooth][: 4 if target.interpreted else None]:
         ours = prepare(spec, sample, torch.float32, target.device)
         theirs = prepare(spec, sample, torch.float32, target.device)
         exact = as_float64(ours)
@@ -121,11 +122,12 @@ def test_second_derivatives(spec: OpSpec, target: Target) -> None:
             penalty = sum(g.double().square().sum().to(g.dtype) for g in grads if g is not None)
             results.append(torch.autograd.grad(penalty, inputs, allow_unused=True, materialize_grads=True))
         for name, a, b, c in zip(leaves(spec, ours), *results, strict=True):
-            assert_accurate(f"{sample.name}: second derivative of {name}", a, b, c)
+            # Two rounds of formulas, each rounded in its own order, lie between the input and this.
+            assert_accurate(f"{sample.name}: second derivative of {name}", a, b, c, slack=2)
 
 
 def test_drawn_shapes(spec: OpSpec, target: Target) -> None:
-    examples = 40 if target.impl in ("cpu", "reference") else 15
+    examples = 8 if target.interpreted else 40
 
     @settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

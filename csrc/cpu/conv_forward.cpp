@@ -1,4 +1,4 @@
-#include "cpu/conv_few.h"
+#include "cpu/conv_tile.h"
 #include "gencore/parallel.h"
 
 namespace gencore::GENCORE_ISA {
@@ -167,22 +167,10 @@ struct Forward {
     // A pass may take this much of the reduction; even, because bfloat16 goes in pairs.
     const int64_t pass_length = larger(2, kPanelBytes / (width * static_cast<int64_t>(sizeof(T))) / 2 * 2);
     const bool late = is_transcendental(args.activation);
-    const bool few = layout.few();
     for (int64_t p = 0; p < g.phases; p++) {
       const Phase& phase = g.phase[p];
       e.out = w.out + p * capacity;
       e.resume = false;
-      if constexpr (sizeof(T) == 4) {
-        if (few) {
-          for (int64_t tap = 0; tap < phase.tap_count; tap++) {
-            const int64_t slot = phase.tap_begin + tap;
-            w.segments[tap] = {w.rows + slot * capacity, panels + g.tap[slot].index * layout.tap_size(b), zeros,
-                               group * layout.length, layout.length};
-          }
-          run_few(w.segments, phase.tap_count, w.counts[p], e.channels, e);
-          continue;
-        }
-      }
       int64_t tap = 0, k = 0;
       do {
         int64_t count = 0, room = pass_length;

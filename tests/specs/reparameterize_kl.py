@@ -25,10 +25,10 @@ def samples() -> list[Sample]:
     extremes = {"mu": torch.linspace(-2, 2, 14).double().view(14, 1), "logvar": logvar.double().view(14, 1)}
     return [
         make("plain", 5, 96),
-        make("one_element", 1, 1),
+        make("image", 2, 3, 5, 7),
         make("odd", 3, 67),
         make("evaluation", 4, 33, sample=False),
-        make("image", 2, 3, 5, 7),
+        make("one_element", 1, 1),
         make("volume", 2, 3, 2, 3, 4),
         make("long_row", 2, 4500),
         make("wide_variance", 4, 64, spread=6.0),

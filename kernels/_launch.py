@@ -1,0 +1,33 @@
+"""What the launchers share."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.driver import driver
+
+# Offsets at or above this need 64 bits; the margin covers the masked lanes past the end.
+INT32_LIMIT = 2**31 - 2**22
+# Programs that keep the largest GPUs busy. A fixed number, not the count of this GPU's processors: the split of a
+# reduction, and so the bits of its result, must not change from one model of a GPU to the next.
+ENOUGH_PROGRAMS = 1024
+
+
+def on_device(x: Tensor) -> AbstractContextManager[object]:
+    """Launch on the device of ``x``, whatever the current one is."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def lanes() -> int:
+    """Threads of a warp on the current device: 64 on AMD's data-centre GPUs, 32 on NVIDIA's."""
+    return 32 if triton.knobs.runtime.interpret else _lanes_of(driver.active)
+
+
+@lru_cache
+def _lanes_of(active: Any) -> int:
+    return int(active.get_current_target().warp_size)

@@ -1,0 +1,48 @@
+"""Uninitialised memory holds NaN, and autocast is on: neither may show in a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.opspec import HALF, OpSpec, Target, call, cotangents, leaves, prepare
+
+
+def test_autocast_changes_nothing(spec: OpSpec, target: Target) -> None:
+    """The ops keep their own precision policy: the same bits under autocast, for float32 and for 16-bit input."""
+    for dtype in (torch.float32, *HALF[:1]):
+        for sample in spec.samples()[: 4 if target.interpreted else None]:
+            plain, cast = (prepare(spec, sample, dtype, target.device) for _ in range(2))
+            wanted = call(spec, plain, sample.options, sample.seed, target.impl)
+            with torch.autocast(target.device, torch.bfloat16):
+                got = call(spec, cast, sample.options, sample.seed, target.impl)
+            for a, b in zip(got, wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+            inputs = list(leaves(spec, cast).values())
+            grads = torch.autograd.grad(got, inputs, cotangents(got), allow_unused=True, materialize_grads=True)
+            assert [g.dtype for g in grads] == [x.dtype for x in inputs]
+
+
+@pytest.fixture
+def _poisoned_memory() -> Iterator[None]:
+    """``torch.empty`` and its relatives hand out NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all(), "memory is not poisoned: this PyTorch has another switch for it"
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_every_output_element_is_written(spec: OpSpec, target: Target, layout: str) -> None:
+    for sample in spec.samples()[: 4 if target.interpreted else None]:
+        tensors = prepare(spec, sample, torch.float32, target.device, layout)
+        outputs = call(spec, tensors, sample.options, sample.seed, target.impl)
+        inputs = leaves(spec, tensors)
+        grads = torch.autograd.grad(
+            outputs, list(inputs.values()), cotangents(outputs), allow_unused=True, materialize_grads=True
+        )
+        for x in (*outputs, *grads):
+            assert not x.isnan().any(), f"{sample.name}: NaN where memory was not written"

@@ -1,0 +1,20 @@
+"""Triton's kernels by the interpreter, in a process of its own: it must be chosen before a kernel is defined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from gencore.extension import HAVE_TRITON
+from tests.processes import run_pytest
+
+GENERIC = ["tests/test_parity.py", "tests/test_determinism.py", "tests/test_poison.py"]
+
+pytestmark = pytest.mark.skipif(not HAVE_TRITON, reason="needs triton: pip install 'gencore[triton]'")
+
+
+@pytest.mark.parametrize("tests", [["tests/interpreter"], GENERIC[:1], GENERIC[1:]], ids=["own", "parity", "other"])
+def test_interpreted_kernels(tests: list[str], record_property: Callable[[str, object], None]) -> None:
+    last = run_pytest(*tests, TRITON_INTERPRET="1")
+    record_property("process", f"Triton's interpreter, {' '.join(tests)}, in a process of its own: {last}")
