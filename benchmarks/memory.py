@@ -247,8 +247,9 @@ def _caption(results: dict[str, Any]) -> str:
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['instruction_set']}; {results['threads']} "
         f"threads; torch {results['versions']['torch']}; commit {results['commit']}; {results['date']}. Batch 64, "
-        "float32, contiguous. Each allocator in a process of its own, asked in turn; times are medians, the ratios medians of "
-        "the pairwise ratios with their quartiles (above 1, gencore.memory is faster). All three gave the same bits."
+        "float32, contiguous. Each allocator in a process of its own, asked in turn; times are medians, the ratios "
+        "medians of the pairwise ratios with their quartiles (above 1, gencore.memory is faster). All three gave the "
+        "same bits."
     )
 
 
