@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.split("\n")[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
-    parser.add_argument("--rounds", type=int, default=7, help="samples of each allocator (default 7)")
+    parser.add_argument("--rounds", type=int, default=9, help="samples of each allocator (default 9)")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--save", action="store_true", help="keep them as the committed results, and write the table")
     parser.add_argument("--worker", choices=allocator.CHOICES, help=argparse.SUPPRESS)
