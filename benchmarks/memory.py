@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ from gencore.train import GANTraining, VAETraining
 DOCUMENT = Path(__file__).parents[1] / "docs" / "memory.md"
 _SECTION = re.compile(r"(?<=<!-- allocators -->\n).*?(?=<!-- /allocators -->)", re.DOTALL)
 _SHAPE = (64, 128, 32, 32)  # 32 MiB of float32
-_SHORTEST_SAMPLE = 0.05
+_SHORTEST_SAMPLE = 0.1
 Call = Callable[[], Tensor]
 
 
@@ -136,10 +137,13 @@ def work(name: str) -> int:
 
 
 def _seconds(call: Call, loops: int) -> float:
-    start = time.perf_counter()
+    """The median time of a call: what else the machine does hits some calls of a sample, not all."""
+    times = []
     for _ in range(loops):
+        start = time.perf_counter()
         call()
-    return (time.perf_counter() - start) / loops
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 # The parent.
@@ -167,6 +171,7 @@ def measure(cases: Sequence[str], rounds: int) -> dict[str, Any]:
         worker = workers[name]
         assert worker.stdin is not None
         assert worker.stdout is not None
+        time.sleep(0.02)  # until the threads of the one before have stopped spinning
         print(line, file=worker.stdin, flush=True)
         answer = worker.stdout.readline()
         if not answer:
