@@ -65,6 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 # The work.
 
 
+def _small() -> Call:
+    def call() -> Tensor:
+        for _ in range(1000):
+            x = torch.empty(64)
+        return x.zero_()
+
+    return call
+
+
 def _fill_fresh() -> Call:
     return lambda: torch.empty(_SHAPE).fill_(1.0)[0, 0, 0]
 
@@ -96,6 +105,7 @@ def _training_step(training: type, name: str, layers: str) -> Call:
 
 # Batch 64 everywhere: what the table says, and what prepares the call.
 CASES: dict[str, tuple[str, Callable[[], Call]]] = {
+    "small": ("1000 tensors of 256 bytes, one after another", _small),
     "fill": ("a fresh 32 MiB tensor, filled", _fill_fresh),
     "fill-in-place": ("the same tensor filled again and again", _fill_in_place),
     "batch-norm": ("BatchNorm2d + LeakyReLU, 64x128x32x32, forward and backward", _batch_norm_leaky_relu),

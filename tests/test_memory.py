@@ -442,6 +442,7 @@ def test_soak_of_ten_thousand_steps_leaks_nothing():
 
     memory.enable()
     steps(100)
+    gc.collect()  # what other tests left in cycles
     warm = memory.stats()
     steps(10_000)
     end = memory.stats()
