@@ -1,7 +1,6 @@
 """The caching CPU allocator: reuse, limits, live tensors across enable and disable, threads, forks, errors, no leak."""
 
 import gc
-import json
 import multiprocessing
 import os
 import resource
@@ -533,14 +532,3 @@ def test_native_misuse_aborts_with_a_message(native, test, message):
     result = native(test)
     assert result.returncode == -6
     assert message in result.stderr
-
-
-# The document.
-
-
-def test_document_holds_the_committed_results():
-    from benchmarks import memory as benchmark
-
-    results = [json.loads(path.read_text()) for path in sorted((benchmark.RESULTS / "memory").glob("*.json"))]
-    assert results
-    assert any(benchmark.markdown(result) in benchmark.DOCUMENT.read_text() for result in results)
