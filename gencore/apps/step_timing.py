@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gencore import memory
@@ -57,6 +58,7 @@ def compare_with_torch(
     settings = runner.Settings(
         layouts=("channels_last",), modes=("training step",), compiled=False, seconds=seconds, rounds=rounds
     )
+    torch.manual_seed(0)  # the same weights in every run, so that parity is not a matter of luck at a ReLU's kink
     cases = [bench.ModelCase(name, batch, options=options) for name, options in models]
     rows = bench.run_models(cases=cases, settings=settings)
     return [_timing(row, batch) for row in rows]
