@@ -407,6 +407,7 @@ def test_a_model_with_wrong_gradients_is_refused() -> None:
 def test_model_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.models.measure_peaks", lambda device: PEAKS)
     monkeypatch.setattr(models, "MODELS", (models.ModelCase("vae_mlp", 4, options={"hidden": 16}),))
+    torch.manual_seed(0)  # the gate refuses weights that put a unit at its kink: not a matter for luck here
     rows = models.run_models(settings=FAST, threads=1)
     assert {(r.mode, r.layout, r.peer) for r in rows} == set(
         itertools.product(models.MODES, ("contiguous", "channels_last"), ("eager", "eager, channels_last"))
