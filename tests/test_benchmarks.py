@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -402,19 +401,6 @@ def test_a_model_with_wrong_gradients_is_refused() -> None:
     with torch.no_grad():
         own.decoder[1].bias += 0.01
     assert not models.judge_parity(own, plain, images, "inference").passed
-
-
-def test_model_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.models.measure_peaks", lambda device: PEAKS)
-    monkeypatch.setattr(models, "MODELS", (models.ModelCase("vae_mlp", 4, options={"hidden": 16}),))
-    torch.manual_seed(0)  # the gate refuses weights that put a unit at its kink: not a matter for luck here
-    rows = models.run_models(settings=FAST, threads=1)
-    assert {(r.mode, r.layout, r.peer) for r in rows} == set(
-        itertools.product(models.MODES, ("contiguous", "channels_last"), ("eager", "eager, channels_last"))
-    )
-    assert all(r.status == "ok" and r.kind == "model" and r.flops > 0 and r.ratio > 0 for r in rows)
-    with pytest.raises(ValueError, match="unheard_of"):
-        models.run_models(["unheard_of"])
 
 
 # --- comparing two files ---------------------------------------------------------------------------------------------
