@@ -1,0 +1,5 @@
+"""Utilities for layers, under the names that they have in ``torch.nn.utils``."""
+
+from gencore.nn.utils import parametrizations
+
+__all__ = ["parametrizations"]

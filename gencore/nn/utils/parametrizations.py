@@ -1,0 +1,260 @@
+"""Spectral normalisation as a parametrisation: ``torch.nn.utils.parametrizations.spectral_norm``'s twin.
+
+Buffers and ``state_dict`` keys are PyTorch's (``parametrizations.weight.original``, ``.0._u``, ``.0._v``), so that
+checkpoints go both ways. :func:`spectral_norm_model` makes one call of all the layers of a network, and
+:func:`load_spectral_norm` reads the formats in which released checkpoints keep u, v and the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import gencore.functional as F
+from gencore.reference.spectral_norm import as_matrix
+
+CONVENTIONS = ("torch", "biggan")
+
+
+def spectral_norm(
+    module: nn.Module,
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: int | None = None,
+    *,
+    convention: str = "torch",
+    impl: str = "auto",
+) -> nn.Module:
+    """Normalise ``module``'s parameter by its largest singular value whenever it is read, and return the module.
+
+    Arguments, defaults, buffers, random numbers drawn and ``state_dict`` are those of
+    :func:`torch.nn.utils.parametrizations.spectral_norm`; the weight comes from
+    :func:`gencore.functional.spectral_norm`.
+
+    Args:
+        module: what holds the parameter.
+        name: of the parameter. One dimension alone is divided by its length, without buffers.
+        n_power_iterations: at each reading in training mode; positive.
+        eps: positive; see :func:`gencore.functional.spectral_norm`.
+        dim: the dimension of the outputs; None: 1 for transposed convolutions, 0 for everything else.
+        convention: ``"torch"``; or ``"biggan"``, sigma as BigGAN's released code has it: v comes from u at each
+            reading, and evaluation does one iteration too, without keeping it.
+        impl: which implementation of :func:`gencore.functional.spectral_norm` runs.
+
+    Raises:
+        ValueError: no such parameter; ``n_power_iterations`` or ``eps`` not positive; an unknown convention.
+        IndexError: ``dim`` out of range.
+    """
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"spectral_norm: {type(module).__name__} has no parameter or buffer named {name!r}")
+    if dim is None:
+        transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        dim = 1 if isinstance(module, transposed) else 0
+    normal = SpectralNorm(weight, n_power_iterations, dim, eps, convention=convention, impl=impl)
+    parametrize.register_parametrization(module, name, normal)
+    return module
+
+
+def spectral_norm_model(network: nn.Module) -> nn.Module:
+    """Let all layers of ``network`` that have :func:`spectral_norm` share one call a forward, and return the network.
+
+    Before each forward of the network, one :func:`gencore.functional.spectral_norm_list` normalises all weights; during
+    it, every reading of a weight finds the result. Outside of it each layer works for itself. ``state_dict`` does not
+    change. Non-reentrant activation checkpointing must take in the whole network, or none of it.
+
+    Raises:
+        ValueError: no layer of the network has gencore's :func:`spectral_norm`, or they differ in iterations, eps,
+            convention or impl.
+    """
+    layers = [
+        (cast(Any, module).parametrizations[name], found)
+        for module in network.modules()
+        for name in getattr(module, "parametrizations", ())
+        if (found := _parametrization(module, name)) is not None and found.has_buffers
+    ]
+    if not layers:
+        raise ValueError("spectral_norm_model: no layer of the network has gencore's spectral_norm")
+    settings = {layer.settings for _, layer in layers}
+    if len(settings) > 1:
+        raise ValueError(f"spectral_norm_model: all layers must have the same settings, got {sorted(settings)}")
+    batch = _Batch(layers)
+    network.register_forward_pre_hook(batch.begin)
+    network.register_forward_hook(batch.end, always_call=True)
+    return network
+
+
+def load_spectral_norm(module: Any, state_dict: Mapping[str, Tensor], prefix: str = "", name: str = "weight") -> None:
+    """Load a weight, and its u and v, from any of the formats in use; a module without spectral norm gets W / sigma.
+
+    Known are PyTorch's present one (``parametrizations.weight.original``, ``.0._u``, ``.0._v``), its former one
+    (``weight_orig``, ``weight_u``, ``weight_v``), BigGAN's (``weight``, ``u0``: one vector, and sigma from one
+    iteration that starts at it), and a plain ``weight`` (u and v stay as they are). A bias is loaded too, if any.
+
+    Args:
+        module: has ``name``, with or without :func:`spectral_norm`.
+        state_dict: the checkpoint. prefix: of the layer's keys, such as ``"blocks.0.conv1."``.
+
+    Raises:
+        KeyError: the weight is not there under any of the names.
+        RuntimeError: its shape is not the module's.
+    """
+    weight, u, v = _find(state_dict, prefix, name)
+    normal = _parametrization(module, name)
+    target = module.parametrizations[name].original if normal else getattr(module, name)
+    if weight.shape != target.shape:
+        raise RuntimeError(
+            f"load_spectral_norm: {prefix}{name} must have shape {tuple(target.shape)}, got {tuple(weight.shape)}"
+        )
+    dim = normal.dim if normal else 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+    keep_u0 = normal is not None and normal.convention == "biggan"
+    with torch.no_grad():
+        if u is not None and v is None:
+            u, v = _from_single_vector(weight, u, dim, keep_u0)
+        if normal is None and u is not None and v is not None:
+            weight, _ = F.spectral_norm(weight, u, v, training=False, dim=dim)
+        target.copy_(weight)
+        if normal is not None and u is not None and v is not None:
+            normal._u.copy_(u)
+            normal._v.copy_(v)
+        bias = getattr(module, "bias", None)
+        if bias is not None and f"{prefix}bias" in state_dict:
+            bias.copy_(state_dict[f"{prefix}bias"])
+
+
+class SpectralNorm(nn.Module):
+    """The parametrisation that :func:`spectral_norm` registers."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        n_power_iterations: int = 1,
+        dim: int = 0,
+        eps: float = 1e-12,
+        *,
+        convention: str = "torch",
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        rank = weight.dim()
+        if not -rank <= dim < rank:
+            raise IndexError(f"spectral_norm: dim must be between {-rank} and {rank - 1}, got {dim}")
+        if n_power_iterations <= 0:
+            raise ValueError(f"spectral_norm: n_power_iterations must be positive, got {n_power_iterations}")
+        if eps <= 0:
+            raise ValueError(f"spectral_norm: eps must be positive, got {eps}")
+        if convention not in CONVENTIONS:
+            raise ValueError(f"spectral_norm: convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}")
+        self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim % rank, eps
+        self.convention, self.impl = convention, impl
+        self.has_buffers = rank > 1
+        self.ready: Tensor | None = None
+        if self.has_buffers:
+            rows = weight.shape[self.dim]
+            u = weight.detach().new_empty(rows).normal_()
+            v = weight.detach().new_empty(weight.numel() // max(rows, 1)).normal_()
+            self.register_buffer("_u", torch.nn.functional.normalize(u, dim=0, eps=eps))
+            self.register_buffer("_v", torch.nn.functional.normalize(v, dim=0, eps=eps))
+            if weight.device.type != "meta":
+                # A start from random vectors is far from the singular ones: PyTorch's 15 iterations.
+                with torch.no_grad():
+                    F.spectral_norm(weight.detach(), self._u, self._v, n_power_iterations=15, **self.options)
+
+    _u: Tensor
+    _v: Tensor
+
+    @property
+    def settings(self) -> tuple[int, float, str, str]:
+        """What all layers of one batch must have in common."""
+        return self.n_power_iterations, self.eps, self.convention, self.impl
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"eps": self.eps, "dim": self.dim, "v_first": self.convention == "biggan", "impl": self.impl}
+
+    def buffers_to_use(self) -> tuple[Tensor, Tensor, bool]:
+        """u, v and whether to iterate; BigGAN's evaluation iterates on copies."""
+        if self.convention == "biggan" and not self.training:
+            return self._u.clone(), self._v.clone(), True
+        return self._u, self._v, self.training
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.has_buffers:
+            return torch.nn.functional.normalize(weight, dim=0, eps=self.eps)
+        if self.ready is not None:
+            return self.ready
+        u, v, iterate = self.buffers_to_use()
+        return F.spectral_norm(
+            weight, u, v, n_power_iterations=self.n_power_iterations, training=iterate, **self.options
+        )[0]
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value
+
+    def extra_repr(self) -> str:
+        return f"n_power_iterations={self.n_power_iterations}, eps={self.eps}, dim={self.dim}"
+
+
+class _Batch:
+    """Normalises the weights of a network's layers before its forward, and forgets them after it."""
+
+    def __init__(self, layers: list[tuple[Any, SpectralNorm]]) -> None:
+        self.layers = layers
+
+    def begin(self, network: nn.Module, args: Any) -> None:
+        first = self.layers[0][1]
+        if any(layer.training != first.training for _, layer in self.layers):
+            return  # some are frozen: each for itself
+        used = [layer.buffers_to_use() for _, layer in self.layers]
+        normal, _ = F.spectral_norm_list(
+            [owner.original for owner, _ in self.layers],
+            [u for u, _, _ in used],
+            [v for _, v, _ in used],
+            n_power_iterations=first.n_power_iterations,
+            eps=first.eps,
+            training=used[0][2],
+            dims=[layer.dim for _, layer in self.layers],
+            v_first=first.convention == "biggan",
+            impl=first.impl,
+        )
+        for (_, layer), weight in zip(self.layers, normal, strict=True):
+            layer.ready = weight
+
+    def end(self, network: nn.Module, args: Any, output: Any) -> None:
+        for _, layer in self.layers:
+            layer.ready = None
+
+
+def _parametrization(module: Any, name: str) -> SpectralNorm | None:
+    if not parametrize.is_parametrized(module, name):
+        return None
+    first = module.parametrizations[name][0]
+    return first if isinstance(first, SpectralNorm) else None
+
+
+def _find(state_dict: Mapping[str, Tensor], prefix: str, name: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    new = f"parametrizations.{name}."
+    names = (
+        (f"{new}original", f"{new}0._u", f"{new}0._v"),
+        (f"{name}_orig", f"{name}_u", f"{name}_v"),
+        (name, "u0", ""),
+    )
+    for weight, u, v in names:
+        if prefix + weight in state_dict:
+            vectors = [x.flatten() if (x := state_dict.get(prefix + key)) is not None else None for key in (u, v)]
+            return state_dict[prefix + weight], vectors[0], vectors[1]
+    keys = ", ".join(prefix + weight for weight, _, _ in names)
+    raise KeyError(f"load_spectral_norm: the checkpoint has none of {keys}")
+
+
+def _from_single_vector(weight: Tensor, u0: Tensor, dim: int, keep_u0: bool) -> tuple[Tensor, Tensor]:
+    """The u and v that give BigGAN's sigma in evaluation: one iteration from u0."""
+    u, v = u0.clone(), weight.new_zeros(as_matrix(weight, dim).shape[1])
+    F.spectral_norm(weight, u, v, dim=dim)
+    return (u0 if keep_u0 else u), v

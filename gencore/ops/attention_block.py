@@ -1,0 +1,94 @@
+"""The self-attention block of SAGAN and BigGAN: projections, attention, output projection, gated residual."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gencore import reference
+from gencore.dispatch import Op
+from gencore.ops._checks import check_device, check_floating
+
+
+def attention_block(
+    x: Tensor,
+    w_query: Tensor,
+    w_key: Tensor,
+    w_value: Tensor,
+    w_out: Tensor,
+    gamma: Tensor,
+    *,
+    pool: bool = False,
+    scale: float = 1.0,
+    impl: str = "auto",
+) -> Tensor:
+    r"""``gamma w_out(attention(w_query x, w_key x, w_value x)) + x`` over the positions of a feature map.
+
+    All projections are 1x1 convolutions. Gradients of all tensors exist to any order; gamma = 0 gives x, and its own
+    gradient.
+
+    Args:
+        x: ``[B, C, H, W]``; float32, float64, bfloat16 or float16; contiguous or channels_last.
+        w_query, w_key: ``[d, C]`` or ``[d, C, 1, 1]``. w_value: ``[dv, C]``. w_out: ``[C, dv]``.
+        gamma: one number, ``[]`` or ``[1]``, in x's dtype.
+        pool: max-pool keys and values 2x2 (an odd last row or column is left out), as SAGAN's and BigGAN's released
+            code does and the paper does not.
+        scale: factor of the scores.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :mod:`gencore.dispatch`.
+
+    Returns:
+        ``[B, C, H, W]``, in x's dtype and layout.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        RuntimeError: shapes, dtypes or devices that do not fit; ``pool`` where H or W is 1.
+
+    Reference:
+        Zhang, Goodfellow, Metaxas and Odena, "Self-Attention Generative Adversarial Networks", 2019, section 3.
+    """
+    _validate(x, w_query, w_key, w_value, w_out, gamma, pool)
+    OP.select(impl, x)
+    return reference.attention_block(x, w_query, w_key, w_value, w_out, gamma, pool, scale)
+
+
+def _validate(
+    x: Tensor, w_query: Tensor, w_key: Tensor, w_value: Tensor, w_out: Tensor, gamma: Tensor, pool: bool
+) -> None:
+    where = "attention_block"
+    check_floating(where, "x", x)
+    if x.dim() != 4:
+        raise RuntimeError(f"{where}: x must have 4 dimensions, [B, C, H, W], got shape {tuple(x.shape)}")
+    named = {"w_query": w_query, "w_key": w_key, "w_value": w_value, "w_out": w_out, "gamma": gamma}
+    for name, value in named.items():
+        check_floating(where, name, value)
+        check_device(where, name, value, "x", x)
+        if value.dtype != x.dtype:
+            raise RuntimeError(f"{where}: {name} must have x's dtype {x.dtype}, got {value.dtype}")
+    if gamma.numel() != 1 or gamma.dim() > 1:
+        raise RuntimeError(f"{where}: gamma must have shape () or (1,), got {tuple(gamma.shape)}")
+    channels = x.shape[1]
+    for name, weight in (("w_query", w_query), ("w_key", w_key), ("w_value", w_value)):
+        _check_projection(name, weight, None, channels)
+    if w_key.shape[0] != w_query.shape[0]:
+        raise RuntimeError(
+            f"{where}: w_key must have as many rows as w_query, {w_query.shape[0]}; got shape {tuple(w_key.shape)}"
+        )
+    _check_projection("w_out", w_out, channels, w_value.shape[0])
+    if pool and min(x.shape[2:]) < 2:
+        raise RuntimeError(
+            f"{where}: pool=True needs a height and width of 2 at least, got x of shape {tuple(x.shape)}"
+        )
+
+
+def _check_projection(name: str, weight: Tensor, rows: int | None, columns: int) -> None:
+    fits = weight.dim() in (2, 4) and weight.shape[1] == columns and all(n == 1 for n in weight.shape[2:])
+    if not fits or rows not in (None, weight.shape[0]):
+        wanted = "rows" if rows is None else rows
+        raise RuntimeError(
+            f"attention_block: {name} must have shape [{wanted}, {columns}] or [{wanted}, {columns}, 1, 1], "
+            f"got {tuple(weight.shape)}"
+        )
+
+
+# --- implementations -------------------------------------------------------------------------------------------------
+
+OP = Op("attention_block", {})

@@ -1,0 +1,51 @@
+"""Oracle of ``spectral_norm``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def spectral_norm(
+    weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float, dim: int, v_first: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W / sigma, sigma = u^T W v, and u and v after the power iterations, which count as constants."""
+    matrix = as_matrix(weight, dim).to(u.dtype)
+    with torch.no_grad():
+        for _ in range(n_power_iterations):
+            for turn in "vu" if v_first else "uv":
+                if turn == "u":
+                    u = _unit(matrix @ v, u, eps)
+                else:
+                    v = _unit(matrix.T @ u, v, eps)
+    sigma = u @ (matrix @ v)
+    return (weight.to(u.dtype) / _divisor(sigma, eps)).to(weight.dtype), sigma, u, v
+
+
+def spectral_norm_backward(
+    grad: Tensor, grad_sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, eps: float, dim: int
+) -> Tensor:
+    """G / sigma + (g_sigma - <G, W> / sigma^2) u v^T, which is (G - <G, W_sn> u v^T) / sigma where g_sigma is 0."""
+    matrix = as_matrix(weight, dim).to(u.dtype)
+    g = as_matrix(grad, dim).to(u.dtype)
+    sigma = u @ (matrix @ v)
+    divisor = _divisor(sigma, eps)
+    through_sigma = torch.where(sigma.abs() < eps, 0.0, (g * matrix).sum() / divisor.square())
+    result = g / divisor + (grad_sigma - through_sigma) * torch.outer(u, v)
+    moved = weight.movedim(dim, 0).shape
+    return result.reshape(moved).movedim(0, dim).to(weight.dtype)
+
+
+def as_matrix(weight: Tensor, dim: int) -> Tensor:
+    """``weight`` as [size of ``dim``, everything else]."""
+    rows = weight.shape[dim]
+    return weight.movedim(dim, 0).reshape(rows, weight.numel() // max(rows, 1))
+
+
+def _unit(vector: Tensor, before: Tensor, eps: float) -> Tensor:
+    norm = vector.norm()
+    return torch.where(norm < eps, before, vector / norm.clamp_min(eps))
+
+
+def _divisor(sigma: Tensor, eps: float) -> Tensor:
+    return torch.where(sigma.abs() < eps, 1.0, sigma)
