@@ -28,6 +28,7 @@ class Sample:
         tensors: tensor arguments by name, float64, on the CPU, contiguous; None where an optional one is left out.
         options: the other arguments.
         seed: for random ops, the seed of the ``generator`` that is passed; None for the others.
+        batch: names of tensors outside of ``layout`` that grow with its first dimension.
         smooth: False for values so extreme that finite differences and second derivatives overflow.
     """
 
@@ -36,6 +37,7 @@ class Sample:
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     smooth: bool = True
+    batch: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

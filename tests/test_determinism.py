@@ -35,7 +35,7 @@ def _big(sample: Sample, spec: OpSpec) -> Sample:
     """Enough rows that every thread gets some."""
     tensors = {
         n: torch.cat([x] * 64) * torch.linspace(0.5, 1.5, 64 * x.shape[0], dtype=x.dtype).view(-1, *[1] * (x.dim() - 1))
-        if n in spec.layout and x is not None
+        if n in (*spec.layout, *sample.batch) and x is not None
         else x
         for n, x in sample.tensors.items()
     }

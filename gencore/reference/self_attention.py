@@ -6,12 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gencore.reference._precision import without_autocast
 
+
+@without_autocast
 def self_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
     """softmax(scale Q K^T) V, the softmax over the keys."""
     return (_weights(query, key, scale) @ value.to(_compute(value))).to(query.dtype)
 
 
+@without_autocast
 def self_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,6 +32,7 @@ def self_attention_backward(
     return grad_query.to(query.dtype), grad_key.to(key.dtype), (weights.mT @ g).to(value.dtype)
 
 
+@without_autocast
 def attention_block(
     x: Tensor,
     w_query: Tensor,
@@ -44,7 +49,7 @@ def attention_block(
         key, value = F.max_pool2d(key, 2), F.max_pool2d(value, 2)
     query = project(x, w_query)
     o = self_attention(query.flatten(2).mT, key.flatten(2).mT, value.flatten(2).mT, scale)
-    o = o.mT.reshape(*x.shape[:1], -1, *x.shape[2:])
+    o = o.mT.reshape(x.shape[0], w_value.shape[0], *x.shape[2:])
     return torch.addcmul(x, project(o, w_out), gamma)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gencore.reference._precision import without_autocast
 
+
+@without_autocast
 def spectral_norm(
     weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float, dim: int, v_first: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """W / sigma, sigma = u^T W v, and u and v after the power iterations, which count as constants."""
-    matrix = as_matrix(weight, dim).to(u.dtype)
+    wide = weight.to(u.dtype)
+    matrix = as_matrix(wide, dim)
     with torch.no_grad():
         for _ in range(n_power_iterations):
             for turn in "vu" if v_first else "uv":
@@ -19,9 +23,10 @@ def spectral_norm(
                 else:
                     v = _unit(matrix.T @ u, v, eps)
     sigma = u @ (matrix @ v)
-    return (weight.to(u.dtype) / _divisor(sigma, eps)).to(weight.dtype), sigma, u, v
+    return (wide / _divisor(sigma, eps)).to(weight.dtype), sigma, u, v
 
 
+@without_autocast
 def spectral_norm_backward(
     grad: Tensor, grad_sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, eps: float, dim: int
 ) -> Tensor:
