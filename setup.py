@@ -62,7 +62,7 @@ class BuildWithNinja(build_ext):
             record.update(self.compile(output))
         except BuildProblem as problem:
             record["reason"] = str(problem)
-            for stale in output.glob("_C*.so"):  # of an earlier build: not what these sources say
+            for stale in output.glob("_*.so"):  # of an earlier build: not what these sources say
                 stale.unlink()
             print(f"gencore: built without its C++ extension: {problem}", file=sys.stderr)
             if "1" in (os.environ.get("GENCORE_BUILD_EXTENSION"), os.environ.get("GENCORE_BUILD_CUDA")):
