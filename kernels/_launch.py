@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,23 @@ ENOUGH_PROGRAMS = 1024
 def on_device(x: Tensor) -> AbstractContextManager[object]:
     """Launch on the device of ``x``, whatever the current one is."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def tuned(
+    configs: Sequence[triton.Config], fitting: Callable[..., list[triton.Config]], key: Sequence[str]
+) -> Callable[[Any], Any]:
+    """Decorator: time the ``fitting`` of the ``configs`` once for each value of ``key``, keep the best on disk, use it.
+
+    The interpreter, which has no clock worth reading, uses the first.
+
+    Args:
+        fitting: takes the configurations and the named arguments of the launch.
+        key: names of arguments of the kernel. The dtypes of its tensors belong to the key anyhow.
+    """
+    known = list(configs)[:1] if triton.knobs.runtime.interpret else list(configs)
+    prune = {"early_config_prune": fitting}
+    tune: Callable[[Any], Any] = triton.autotune(known, key=list(key), prune_configs_by=prune, cache_results=True)
+    return tune
 
 
 def lanes() -> int:

@@ -178,7 +178,7 @@ def _backward_part(
     m = tl.load(mu + offset + SHIFT, mask=mask, other=0.0).to(tl.float32)
     lv = tl.load(logvar + offset + SHIFT, mask=mask, other=0.0).to(tl.float32)
     sigma, h = exp_and_expm1(0.5 * lv)
-    g = 0.5 * gk * (h * (h + 2.0))
+    g = tl.where(gk == 0.0, 0.0, 0.5 * gk * (h * (h + 2.0)))  # an unused divergence may be infinite: no 0 * inf
     if SAMPLE:
         g += 0.5 * gz * noise * sigma
     tl.store(grad_mu + offset + SHIFT, (gz + gk * m).to(grad_mu.dtype.element_ty), mask=mask)

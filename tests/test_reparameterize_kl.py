@@ -103,3 +103,12 @@ def test_raw_kernels_check_their_arguments() -> None:
     ):
         with pytest.raises(RuntimeError):
             raw(**(good | {name: bad}))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_an_unused_infinite_divergence_leaves_the_gradient_alone(impl: str) -> None:
+    mu, logvar = torch.zeros(2, 40), torch.full((2, 40), 100.0, requires_grad=True)
+    z, kl = F.reparameterize_kl(mu, logvar, generator=torch.Generator().manual_seed(1), impl=impl)
+    assert kl.isinf().all()
+    (grad,) = torch.autograd.grad(z.sum(), logvar)
+    torch.testing.assert_close(grad, 0.5 * z.detach(), rtol=1e-5, atol=0)

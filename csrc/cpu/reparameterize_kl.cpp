@@ -95,7 +95,8 @@ void backward_chunk(const ReparameterizeKlBackwardArgs& args, int64_t row, int64
   const T* logvar = static_cast<const T*>(args.logvar);
   T* grad_mu = static_cast<T*>(args.grad_mu);
   T* grad_logvar = static_cast<T*>(args.grad_logvar);
-  const V grad_kl = broadcast<V>(static_cast<const C*>(args.grad_kl)[row]);
+  const C row_grad_kl = static_cast<const C*>(args.grad_kl)[row];
+  const V grad_kl = broadcast<V>(row_grad_kl);
   const V half_grad_kl = 0.5f * grad_kl;  // halved first: the product may be all but infinite
   for_each_vector<V, Vector<C>::lanes, sample>(
       [&](int64_t i, V eps, int64_t count) {
@@ -103,7 +104,8 @@ void backward_chunk(const ReparameterizeKlBackwardArgs& args, int64_t row, int64
         const V m = load(mu + i, count), lv = load(logvar + i, count);
         V h;
         const V sigma = exponential_and_minus_one(lv * 0.5f, &h);
-        V g = half_grad_kl * (h * (h + 2.0f));
+        V g = {};
+        if (row_grad_kl != 0) g = half_grad_kl * (h * (h + 2.0f));  // an unused divergence may be infinite: no 0 * inf
         if (sample) g += 0.5f * gz * eps * sigma;
         store(grad_mu + i, gz + grad_kl * m, count);
         store(grad_logvar + i, g, count);

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
+from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
@@ -73,7 +73,7 @@ def conv2d(
         activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"prelu"``, ``"tanh"``, ``"sigmoid"`` or ``"silu"``.
         negative_slope: of ``leaky_relu``.
         slopes: of ``prelu``, one number or ``[O]``.
-        impl: ``"auto"``, ``"reference"`` or ``"cpu"``; see :mod:`gencore.dispatch`.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :mod:`gencore.dispatch`.
 
     Returns:
         ``[N, O, H', W']`` with ``H' = (H + 2 padding - dilation (K - 1) - 1) // stride + 1``; channels_last where
@@ -425,7 +425,16 @@ def _cpu_slower(input: Tensor, weight: Tensor, *args: object, **kwargs: object) 
     return f"{fewest} channels a group leave vectors idle" if fewest < _FEW_CHANNELS else None
 
 
+def _triton_refusal(input: Tensor, *args: object, **kwargs: object) -> Reason:
+    return triton_refusal(input)
+
+
+def _triton_slower(input: Tensor, *args: object, **kwargs: object) -> Reason:
+    return triton_slower(input) or "no measurement has shown it to be faster than cuDNN on this GPU"
+
+
+TRITON = Implementation(_triton_refusal, _triton_slower)
 OPS = {
-    name: Op(name, {"cpu": Implementation(_cpu_refusal, _cpu_slower)})
+    name: Op(name, {"triton": TRITON, "cpu": Implementation(_cpu_refusal, _cpu_slower)})
     for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 }

@@ -156,6 +156,46 @@ def _weight_gradient_cpu(
     return result.to(dense.dtype)
 
 
+def _convolution_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    slopes: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    out_size: list[int],
+    groups: int,
+    transposed: bool,
+    activation: str,
+    negative_slope: float,
+) -> Tensor:
+    from gencore.kernels.conv import convolution
+
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    y = _empty((x.shape[0], channels, *out_size), x, is_channels_last(x))
+    slopes = None if slopes is None else slopes.expand(channels).contiguous()
+    geometry = (stride, padding, dilation, groups, transposed)
+    convolution(x, weight, bias, residual, slopes, *geometry, CONV_ACTIVATIONS[activation], negative_slope, y)
+    return y
+
+
+def _weight_gradient_triton(
+    dense: Tensor,
+    gathered: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    from gencore.kernels.conv import convolution_weight_gradient
+
+    result = convolution_weight_gradient(dense, gathered, kernel, stride, padding, dilation, groups)
+    return result.to(dense.dtype)
+
+
 # --- registration ----------------------------------------------------------------------------------------------------
 
 
@@ -274,7 +314,7 @@ CONVOLUTION = define(
     "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? slopes, int[] stride, int[] padding, "
     "int[] dilation, SymInt[] out_size, int groups, bool transposed, str activation, float negative_slope, str impl) "
     "-> Tensor",
-    {"cpu": _convolution_cpu},
+    {"cpu": _convolution_cpu, "triton": _convolution_triton},
     _fake_convolution,
     setup_context=_save_convolution,
     backward=_differentiate_convolution,
@@ -282,7 +322,7 @@ CONVOLUTION = define(
 WEIGHT_GRADIENT = define(
     "convolution_weight_gradient(Tensor dense, Tensor gathered, SymInt[] kernel, int[] stride, int[] padding, "
     "int[] dilation, int groups, str impl) -> Tensor",
-    {"cpu": _weight_gradient_cpu},
+    {"cpu": _weight_gradient_cpu, "triton": _weight_gradient_triton},
     _fake_weight_gradient,
     setup_context=_save_weight_gradient,
     backward=_differentiate_weight_gradient,

@@ -9,7 +9,7 @@ from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
 from gencore.ops._activation import check_activation
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
-from gencore.ops.conv import check_dtype
+from gencore.ops.conv import TRITON, check_dtype
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
 from gencore.reference.activation import activate
 
@@ -35,7 +35,7 @@ def linear(
         bias: ``[O]`` or None.
         activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"silu"``.
         negative_slope: of ``leaky_relu``.
-        impl: ``"auto"``, ``"reference"`` or ``"cpu"``; see :mod:`gencore.dispatch`.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :mod:`gencore.dispatch`.
 
     Returns:
         ``[..., O]``, dtype of ``input``.
@@ -99,4 +99,4 @@ def _cpu_slower(input: Tensor, weight: Tensor, *args: object, **kwargs: object) 
     return None
 
 
-OP = Op("linear", {"cpu": Implementation(_cpu_refusal, _cpu_slower)})
+OP = Op("linear", {"triton": TRITON, "cpu": Implementation(_cpu_refusal, _cpu_slower)})

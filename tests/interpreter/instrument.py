@@ -49,10 +49,25 @@ def repair_bfloat16() -> None:
 
     Builder.cast_impl = cast
     Builder.create_fp_to_fp = cast_rounding
-    for name in ("binary_op", "unary_op", "create_fma", "create_dot"):
+    multiply = Builder.create_dot
+
+    def multiply_wide(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return multiply(
+            self, _widened(a), _widened(b), *rest
+        )  # the products of tensor cores are exact, the sums float32
+
+    Builder.create_dot = multiply_wide
+    for name in ("binary_op", "unary_op", "create_fma"):
         setattr(Builder, name, _refuse_bfloat16(name, getattr(Builder, name)))
     for cls in (interpreter.ReduceOps, interpreter.ScanOps):
         cls.apply_impl = _refuse_bfloat16(cls.__name__, cls.apply_impl)
+
+
+def _widened(handle: Any) -> Any:
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    wide = torch.from_numpy(np.array(handle.data)).view(torch.bfloat16).float()
+    return Handle(wide.numpy(), tl.float32)
 
 
 def _refuse_bfloat16(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

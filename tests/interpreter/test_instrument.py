@@ -71,3 +71,16 @@ def test_races_are_found() -> None:
             _two_lanes_store_one[(1,)](x)
         with pytest.raises(InterpreterError, match="stores what another program of the same launch loads"):
             _neighbours[(3,)](x, BLOCK=1)
+
+
+@triton.jit
+def _product(a, b, out):
+    index = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    tl.store(out + index, tl.dot(tl.load(a + index), tl.load(b + index)))
+
+
+def test_products_of_bfloat16_are_exact_and_summed_in_float32() -> None:
+    a, b = (torch.randn(16, 16).bfloat16() for _ in range(2))
+    out = torch.empty(16, 16)
+    _product[(1,)](a, b, out)
+    torch.testing.assert_close(out, a.float() @ b.float())

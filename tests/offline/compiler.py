@@ -19,6 +19,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.runtime.autotuner import Autotuner
 from triton.runtime.driver import driver
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -93,7 +94,12 @@ def compiling_for(machine: Machine) -> Iterator[list[tuple[str, Any]]]:
 
     def compile_instead(kernel: Any, grid: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> None:
-            compiled.append((kernel.fn.__name__, kernel.warmup(*args, grid=grid, **kwargs)))
+            jit, settings = kernel, [{}]
+            if isinstance(kernel, Autotuner):  # every configuration that it would try
+                kernel.nargs = dict(zip(kernel.arg_names, args, strict=False))
+                jit, settings = kernel.fn, [config.all_kwargs() for config in kernel.prune_configs(kwargs)]
+            for setting in settings:
+                compiled.append((jit.fn.__name__, jit.warmup(*args, grid=grid, **kwargs, **setting)))
 
         return call
 

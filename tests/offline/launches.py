@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from gencore.kernels import batch_norm_act as bn
+from gencore.kernels import conv
 from gencore.kernels import reparameterize_kl as kl
 
 HALF, FLOAT = torch.bfloat16, torch.float32
@@ -42,6 +43,23 @@ def _batch_norm(
     return launch
 
 
+def _conv(dtype: torch.dtype, transposed: bool) -> Callable[[], None]:
+    """A generator's layer, 256 to 128 channels, 4x4, stride 2: forward with an epilogue, and the weight's gradient."""
+
+    def launch() -> None:
+        x, y = (torch.empty(s, dtype=dtype) for s in ((64, 256, 16, 16), (64, 128, 32, 32)))
+        if not transposed:
+            x, y = y, x
+        x, y = (t.contiguous(memory_format=torch.channels_last) for t in (x, y))
+        weight, bias = torch.empty((256, 128, 4, 4), dtype=dtype), torch.empty(y.shape[1], dtype=dtype)
+        geometry = ((2, 2), (1, 1), (1, 1))
+        conv.convolution(x, weight, bias, None, None, *geometry, 1, transposed, LEAKY_RELU, 0.2, y)
+        dense, gathered = (x, y) if transposed else (y, x)
+        conv.convolution_weight_gradient(dense, gathered, (4, 4), *geometry, 1)
+
+    return launch
+
+
 # Each of these compiles for four machines: enough to see every kernel, width and layout, few enough to take a minute.
 LAUNCHES: dict[str, Callable[[], None]] = {
     "reparameterize_kl float32 1024x512": _reparameterize(FLOAT, 1024, 512, False),
@@ -54,4 +72,6 @@ LAUNCHES: dict[str, Callable[[], None]] = {
         HALF, 256, 512, 4, 4, activation=SILU, residual=True
     ),
     "batch_norm_act bfloat16 64x128x512x512, 64-bit offsets": _batch_norm(HALF, 64, 128, 512, 512),
+    "conv_transpose2d bfloat16 64x256x16x16, 128 channels": _conv(HALF, True),
+    "conv2d float32 64x128x32x32, 256 channels": _conv(FLOAT, False),
 }
