@@ -78,6 +78,7 @@ class OpSpec:
         large: builds, runs and checks a call over 2^31 elements (``large(device, impl)``); None where it cannot happen.
         large_bytes: the memory that ``large`` needs.
         gradgradcheck: whether second derivatives are offered.
+        raw_ops: how many registered ops a call and its gradient go through; 1 where an op's gradient is the op itself.
         same_bits_at_any_thread_count: whether the CPU result is promised to be independent of the thread count.
     """
 
@@ -95,6 +96,7 @@ class OpSpec:
     large: Callable[[str, str], None] | None = None
     large_bytes: int = 0
     gradgradcheck: bool = True
+    raw_ops: int = 2
     same_bits_at_any_thread_count: bool = True
 
     @property

@@ -117,11 +117,14 @@ def test_second_derivatives(spec: OpSpec, target: Target) -> None:
             (exact, call(spec, exact, sample.options, sample.seed, "reference")),
         ):
             inputs = list(leaves(spec, tensors).values())
-            vectors = [v.to(out.dtype) for v, out in zip(cotangents(outputs), outputs, strict=True)]
+            # The gradient's own gradient is asked for too: in a linear op, nothing else depends on anything.
+            vectors = [v.to(out.dtype).requires_grad_() for v, out in zip(cotangents(outputs), outputs, strict=True)]
             grads = torch.autograd.grad(outputs, inputs, vectors, create_graph=True, allow_unused=True)
             penalty = sum(g.double().square().sum().to(g.dtype) for g in grads if g is not None)
-            results.append(torch.autograd.grad(penalty, inputs, allow_unused=True, materialize_grads=True))
-        for name, a, b, c in zip(leaves(spec, ours), *results, strict=True):
+            wanted = [*inputs, *vectors]
+            results.append(torch.autograd.grad(penalty, wanted, allow_unused=True, materialize_grads=True))
+        names = [*leaves(spec, ours), *(f"the gradient of output {i}" for i in range(len(vectors)))]
+        for name, a, b, c in zip(names, *results, strict=True):
             # Two rounds of formulas, each rounded in its own order, lie between the input and this.
             assert_accurate(f"{sample.name}: second derivative of {name}", a, b, c, slack=2)
 

@@ -1,19 +1,39 @@
-"""Layers: drop-ins for ``torch.nn`` on gencore's ops."""
+"""Layers: drop-ins for ``torch.nn`` on gencore's ops, and the layers that ``torch.nn`` lacks."""
 
 from gencore.nn.attention import SelfAttention2d
 from gencore.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gencore.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear
+from gencore.nn.stylegan import (
+    Blur,
+    Downsample2d,
+    EqualizedConv2d,
+    EqualizedLinear,
+    MinibatchStdDev,
+    ModulatedConv2d,
+    NoiseInjection,
+    PixelNorm,
+    Upsample2d,
+)
 
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Blur",
     "Conv1d",
     "Conv2d",
     "Conv3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Downsample2d",
+    "EqualizedConv2d",
+    "EqualizedLinear",
     "Linear",
+    "MinibatchStdDev",
+    "ModulatedConv2d",
+    "NoiseInjection",
+    "PixelNorm",
     "SelfAttention2d",
+    "Upsample2d",
 ]

@@ -1,22 +1,34 @@
 """The oracles: plain PyTorch, a page or less each, differentiable to any order. Read these first."""
 
 from gencore.reference.batch_norm_act import batch_norm_act, batch_norm_act_backward
+from gencore.reference.bias_act import bias_act, bias_act_backward
 from gencore.reference.conv import convolution, linear, transposed_convolution
+from gencore.reference.modulated_conv2d import modulated_conv2d
+from gencore.reference.pixel_norm import minibatch_stddev, pixel_norm
 from gencore.reference.reparameterize_kl import reparameterize_kl, reparameterize_kl_backward
 from gencore.reference.self_attention import attention_block, self_attention, self_attention_backward
 from gencore.reference.spectral_norm import spectral_norm, spectral_norm_backward
+from gencore.reference.upfirdn2d import conv2d_resample, setup_filter, upfirdn2d
 
 __all__ = [
     "attention_block",
     "batch_norm_act",
     "batch_norm_act_backward",
+    "bias_act",
+    "bias_act_backward",
+    "conv2d_resample",
     "convolution",
     "linear",
+    "minibatch_stddev",
+    "modulated_conv2d",
+    "pixel_norm",
     "reparameterize_kl",
     "reparameterize_kl_backward",
     "self_attention",
     "self_attention_backward",
+    "setup_filter",
     "spectral_norm",
     "spectral_norm_backward",
     "transposed_convolution",
+    "upfirdn2d",
 ]

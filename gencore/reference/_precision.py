@@ -1,10 +1,10 @@
-"""Autocast leaves the oracles alone, as it leaves the kernels."""
+"""In which precision oracles work: autocast leaves them alone, as it leaves the kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,3 +24,19 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return plain
+
+
+def in_float32(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """``function`` with its 16-bit tensors widened, its result rounded once, to the dtype of the first tensor."""
+
+    def widened(value: Any) -> Any:
+        half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+        return value.float() if half else value
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        x: Any = args[0]
+        plain: Any = without_autocast(function)
+        return plain(*map(widened, args), **{k: widened(v) for k, v in kwargs.items()}).to(x.dtype)
+
+    return wrapped

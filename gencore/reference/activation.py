@@ -6,9 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Klambauer, Unterthiner, Mayr and Hochreiter, "Self-normalizing neural networks", 2017.
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
 
 def activate(u: Tensor, activation: str, negative_slope: float = 0.01, slopes: Tensor | None = None) -> Tensor:
-    """``u`` through "identity", "relu", "leaky_relu", "tanh", "silu", "sigmoid", or "prelu" with ``slopes``."""
+    """``u`` through an activation by its name in ``gencore/ops/_activation.py``; "prelu" takes ``slopes``."""
     if activation == "relu":
         return F.relu(u)
     if activation == "leaky_relu":
@@ -22,6 +25,12 @@ def activate(u: Tensor, activation: str, negative_slope: float = 0.01, slopes: T
     if activation == "prelu":
         assert slopes is not None
         return F.prelu(u, slopes)
+    if activation == "elu":
+        return F.elu(u)
+    if activation == "selu":
+        return F.selu(u)
+    if activation == "softplus":
+        return F.softplus(u)
     return u
 
 
@@ -36,4 +45,13 @@ def activation_derivative(u: Tensor, activation: str, negative_slope: float = 0.
     if activation == "silu":
         s = torch.sigmoid(u)
         return s * (1 + u * (1 - s))
+    if activation == "sigmoid":
+        s = torch.sigmoid(u)
+        return s * (1 - s)
+    if activation == "elu":
+        return torch.where(u > 0, 1.0, u.clamp(max=0).exp()).to(u.dtype)
+    if activation == "selu":
+        return SELU_SCALE * torch.where(u > 0, 1.0, SELU_ALPHA * u.clamp(max=0).exp()).to(u.dtype)
+    if activation == "softplus":
+        return torch.sigmoid(u)
     return torch.ones_like(u)

@@ -1,0 +1,244 @@
+"""Up-sampling, FIR filter and down-sampling of images in one pass, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gencore import reference
+from gencore.dispatch import Op
+from gencore.ops._checks import check_device, check_floating
+from gencore.reference.upfirdn2d import filter_size
+
+Pair = int | Sequence[int]
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Pair = 1,
+    down: Pair = 1,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    r"""Up-sample, pad, filter and down-sample every channel of a batch of images.
+
+    In this order: ``up - 1`` zeros follow every pixel; ``padding`` zeros go around (negative numbers crop); the result
+    is convolved with ``f`` and multiplied by ``gain``; every ``down``-th pixel is kept. With u = up, d = down,
+
+    .. math::
+        y_{nc}[p] = \mathrm{gain} \sum_{t} f[t]\; z_{nc}[p\,d + |f| - 1 - t], \qquad
+        z[q] = x[(q - \mathrm{pad}) / u] \text{ where that is a pixel, else } 0
+
+    in each direction. No zeros are stored. The gradient of x is the same op with up and down exchanged and the filter
+    turned round, so derivatives exist to any order.
+
+    Args:
+        x: ``[N, C, H, W]``; float32, float64, bfloat16 or float16; contiguous and channels_last are worked on as they
+            are, other strides through a copy.
+        f: ``[h, w]``; or ``[taps]``, applied along both directions; or None, a single 1. Any floating dtype; taps are
+            taken as float32 (float64 for float64 x). A filter that requires a gradient is served by the reference.
+        up, down: at least 1; one number or (x, y).
+        padding: in pixels of the up-sampled image: one number, (x, y), or (left, right, top, bottom).
+        flip_filter: False convolves, True correlates.
+        gain: factor of the result.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :mod:`gencore.dispatch`.
+
+    Returns:
+        ``[N, C, H', W']`` with ``H' = (H up + y0 + y1 - h) // down + 1``, in dtype and layout of x.
+
+    Raises:
+        TypeError: x or f is not a tensor.
+        RuntimeError: a shape, size, dtype or device that does not fit, or nothing left after cropping.
+
+    Reference:
+        Karras, Laine, Aittala, Hellsten, Lehtinen and Aila, "Analyzing and improving the image quality of StyleGAN",
+        2020, appendix B; Vaidyanathan, "Multirate systems and filter banks", 1993, on the phases.
+    """
+    where = "upfirdn2d"
+    ups, downs = check_factors(where, "up", up), check_factors(where, "down", down)
+    paddings = expand_padding(where, padding)
+    check_image_and_filter(where, x, f)
+    output_size(where, x, f, ups, downs, paddings)
+    OP.select(impl, x, f)
+    return reference.upfirdn2d(x, f, ups, downs, paddings, flip_filter, gain)
+
+
+def upsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Pair = 2,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    """Up-sampling by ``f``: :func:`upfirdn2d` with the padding that keeps the image centred and ``up`` times its size.
+
+    Args:
+        padding: more of it, in pixels of the result; negative crops.
+        gain: the image's mean is multiplied by it (the op's own gain is ``gain * up_x * up_y``).
+
+    Returns:
+        ``[N, C, H up, W up]`` with no further padding. Other arguments and errors are those of :func:`upfirdn2d`.
+    """
+    ups, extra = check_factors("upsample2d", "up", up), expand_padding("upsample2d", padding)
+    check_image_and_filter("upsample2d", x, f)
+    centred = [(size + u - 1, size - u) for size, u in zip(filter_size(f), ups, strict=True)]
+    paddings = [e + c // 2 for e, c in zip(extra, (*centred[0], *centred[1]), strict=True)]
+    return upfirdn2d(x, f, ups, 1, paddings, flip_filter, gain * ups[0] * ups[1], impl=impl)
+
+
+def downsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    down: Pair = 2,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    """Down-sampling by ``f``: :func:`upfirdn2d` with the padding that keeps the image centred.
+
+    Args:
+        padding: more of it, in pixels of the input; negative crops.
+
+    Returns:
+        ``[N, C, H // down, W // down]`` with no further padding. Other arguments and errors are those of
+        :func:`upfirdn2d`.
+    """
+    downs, extra = check_factors("downsample2d", "down", down), expand_padding("downsample2d", padding)
+    check_image_and_filter("downsample2d", x, f)
+    centred = [(size - d + 1, size - d) for size, d in zip(filter_size(f), downs, strict=True)]
+    paddings = [e + c // 2 for e, c in zip(extra, (*centred[0], *centred[1]), strict=True)]
+    return upfirdn2d(x, f, 1, downs, paddings, flip_filter, gain, impl=impl)
+
+
+def filter2d(
+    x: Tensor,
+    f: Tensor | None,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    """Filtering by ``f`` at the same size: :func:`upfirdn2d` with the padding that keeps the image centred.
+
+    Args:
+        padding: more of it, in pixels; negative crops.
+
+    Returns:
+        ``[N, C, H, W]`` with no further padding. Other arguments and errors are those of :func:`upfirdn2d`.
+    """
+    extra = expand_padding("filter2d", padding)
+    check_image_and_filter("filter2d", x, f)
+    width, height = filter_size(f)
+    centred = (width // 2, (width - 1) // 2, height // 2, (height - 1) // 2)
+    paddings = [e + c for e, c in zip(extra, centred, strict=True)]
+    return upfirdn2d(x, f, 1, 1, paddings, flip_filter, gain, impl=impl)
+
+
+def setup_filter(
+    f: Tensor | Sequence[float] | Sequence[Sequence[float]] | float | None,
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    separable: bool | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The taps of a filter, as the functions here take them.
+
+    Args:
+        f: numbers, one row of them or a matrix, such as ``[1, 3, 3, 1]``; None: a single 1.
+        normalize: scale the taps to a sum of 1.
+        flip_filter: turn them round.
+        gain: of the filter on an image, whether it is kept 1-D or not.
+        separable: keep one row 1-D, to be applied along both directions; None: from 8 taps on. A shorter row becomes
+            its outer product (which the CPU kernels find to be one, and run as two passes all the same).
+
+    Returns:
+        ``[taps]`` or ``[h, w]``, float32.
+
+    Raises:
+        RuntimeError: f is empty, has three dimensions or more, or is a matrix and ``separable`` is asked for.
+    """
+    taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
+    if taps.dim() > 2 or taps.numel() == 0:
+        raise RuntimeError(f"setup_filter: f must be a number, a row or a matrix, got shape {tuple(taps.shape)}")
+    if separable and taps.dim() == 2:
+        raise RuntimeError(f"setup_filter: a separable f must be one row, got shape {tuple(taps.shape)}")
+    return reference.setup_filter(f, normalize, flip_filter, gain, separable, device)
+
+
+OP = Op("upfirdn2d", {})
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_image_and_filter(where: str, x: Tensor, f: Tensor | None) -> None:
+    check_floating(where, "x", x)
+    if x.dim() != 4 or x.shape[2] < 1 or x.shape[3] < 1:
+        raise RuntimeError(f"{where}: x must have shape [N, C, H, W] with at least one pixel, got {tuple(x.shape)}")
+    check_filter(where, "f", f, x)
+
+
+def check_filter(where: str, name: str, f: Tensor | None, x: Tensor) -> None:
+    if f is None:
+        return
+    check_floating(where, name, f)
+    check_device(where, name, f, "x", x)
+    if f.dim() not in (1, 2) or f.numel() == 0:
+        raise RuntimeError(f"{where}: {name} must have shape [taps] or [h, w] and not be empty, got {tuple(f.shape)}")
+
+
+def check_factors(where: str, name: str, value: Pair) -> tuple[int, int]:
+    """``value`` for x and y."""
+    x, y = _numbers(where, name, value, (1, 2))[:2]
+    if x < 1 or y < 1:
+        raise RuntimeError(f"{where}: {name} must be at least 1, got {value}")
+    return x, y
+
+
+def expand_padding(where: str, value: Pair) -> tuple[int, int, int, int]:
+    """``value`` as (x0, x1, y0, y1)."""
+    numbers = _numbers(where, "padding", value, (1, 2, 4))
+    return (numbers[0], numbers[0], numbers[1], numbers[1]) if len(numbers) == 2 else (*numbers,)  # type: ignore[return-value]
+
+
+def _numbers(where: str, name: str, value: Pair, counts: tuple[int, ...]) -> list[int]:
+    numbers = [value, value] if isinstance(value, int) else list(value)
+    numbers = numbers * 2 if len(numbers) == 1 else numbers
+    if len(numbers) not in counts or not all(isinstance(v, int | torch.SymInt) for v in numbers):
+        raise RuntimeError(f"{where}: {name} must be {' or '.join(map(str, counts))} whole numbers, got {value!r}")
+    return numbers
+
+
+def output_size(
+    where: str,
+    x: Tensor,
+    f: Tensor | None,
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of the result; refuses sizes that padding does not bring up to the filter's."""
+    sizes = []
+    for axis, taps in enumerate(filter_size(f)):
+        before, after = padding[2 * axis : 2 * axis + 2]
+        padded = x.shape[3 - axis] * up[axis] + before + after
+        if padded < taps:
+            raise RuntimeError(
+                f"{where}: the up-sampled and padded image must not be smaller than the filter: "
+                f"{'width' if axis == 0 else 'height'} {x.shape[3 - axis]} with up {up[axis]} and padding "
+                f"({before}, {after}) is {padded}, the filter has {taps} taps"
+            )
+        sizes.append((padded - taps) // down[axis] + 1)
+    return sizes[1], sizes[0]

@@ -1,0 +1,115 @@
+"""Layers of style-based networks: equalised weights, modulation, noise, and what the helpers of resampling promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as TF
+
+from gencore import functional as F
+from gencore import nn
+
+
+def test_setup_filter() -> None:
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    torch.testing.assert_close(F.setup_filter([1, 3, 3, 1]), torch.outer(row, row) / 64)
+    torch.testing.assert_close(F.setup_filter(row, separable=True, gain=4.0), row / 8 * 2)
+    assert F.setup_filter([1.0] * 8).shape == (8,)
+    torch.testing.assert_close(F.setup_filter([[1, 2], [3, 4]], normalize=False, flip_filter=True)[0, 0].item(), 4.0)
+    assert F.setup_filter(None).tolist() == [[1.0]]
+    for bad in (torch.ones(1, 1, 1), [], torch.ones(0, 3)):
+        with pytest.raises(RuntimeError, match="setup_filter: f must be"):
+            F.setup_filter(bad)
+    with pytest.raises(RuntimeError, match="separable f must be one row"):
+        F.setup_filter(torch.ones(2, 2), separable=True)
+
+
+@pytest.mark.parametrize("taps", [[1], [1, 1], [1, 2, 1], [1, 3, 3, 1], [1, 4, 6, 4, 1]])
+def test_resampling_keeps_a_constant_image(taps: list[float]) -> None:
+    """Inside, where no zero of the padding is seen: the gain and the sizes are right."""
+    f, x = F.setup_filter(taps), torch.full((1, 2, 16, 16), 3.0)
+    for y, size in ((F.upsample2d(x, f), 32), (F.downsample2d(x, f), 8), (F.filter2d(x, f), 16)):
+        assert y.shape == (1, 2, size, size)
+        torch.testing.assert_close(y[:, :, 4:-4, 4:-4], torch.full_like(y[:, :, 4:-4, 4:-4], 3.0))
+
+
+def test_resampling_is_centred() -> None:
+    """A symmetric image stays symmetric under a symmetric filter of even length."""
+    f, x = F.setup_filter([1, 3, 3, 1]), torch.randn(1, 2, 8, 8)
+    x = x + x.flip([2, 3])
+    for y in (F.upsample2d(x, f), F.downsample2d(x, f)):
+        torch.testing.assert_close(y, y.flip([2, 3]))
+
+
+@pytest.mark.parametrize("up", [1, 2])
+def test_modulated_convolution_demodulates(up: int) -> None:
+    """With white noise in, every output channel has variance 1, whatever the style (away from the border)."""
+    torch.manual_seed(0)
+    x, weight, style = torch.randn(2, 64, 48, 48), torch.randn(8, 64, 3, 3) * 7, torch.rand(2, 64) * 3 + 0.1
+    y = F.modulated_conv2d(x, weight, style, up=up, padding=1)
+    assert (y[:, :, 2:-2, 2:-2].square().mean([2, 3]) * up**2 - 1).abs().max() < 0.1
+
+
+def test_equalized_layers_are_their_formula() -> None:
+    torch.manual_seed(0)
+    linear = nn.EqualizedLinear(6, 4, activation="lrelu", lr_multiplier=0.01, bias_init=2.0)
+    x = torch.randn(3, 5, 6)
+    torch.testing.assert_close(linear.bias * 0.01, torch.full((4,), 2.0))
+    wanted = TF.leaky_relu(x @ linear.weight.t() * (0.01 / 6**0.5) + 2.0, 0.2) * 2**0.5
+    torch.testing.assert_close(linear(x), wanted)
+
+    conv = nn.EqualizedConv2d(3, 4, 3, activation="lrelu", clamp=0.5, weight_gain=2**0.5, act_gain=1.0)
+    x = torch.randn(2, 3, 5, 6)
+    wanted = TF.leaky_relu(TF.conv2d(x, conv.weight * (2 / 27) ** 0.5, padding=1), 0.2) * 3
+    torch.testing.assert_close(conv(x, gain=3.0), wanted.clamp(-1.5, 1.5))
+    assert nn.EqualizedConv2d(3, 4, 3, down=2)(x).shape == (2, 4, 2, 3)
+    assert nn.EqualizedConv2d(3, 4, 3, up=2)(x).shape == (2, 4, 10, 12)
+    assert nn.EqualizedConv2d(3, 4, 1, down=2)(x).shape == (2, 4, 2, 3)
+    assert set(conv.state_dict()) == {"weight", "bias"}
+
+
+def test_modulated_layer_and_its_noise() -> None:
+    torch.manual_seed(0)
+    layer = nn.ModulatedConv2d(5, 4, 3, 7, up=2, noise_resolution=8)
+    assert set(layer.state_dict()) == {
+        *("weight", "bias", "noise_strength", "noise_const", "affine.weight", "affine.bias")
+    }
+    x, w = torch.randn(3, 5, 4, 4), torch.randn(3, 7)
+    quiet = layer(x, w, noise="none")
+    torch.testing.assert_close(layer(x, w), quiet)  # the strength is 0 at first
+    torch.nn.init.constant_(layer.noise_strength, 0.3)
+    given = torch.randn(3, 1, 8, 8)
+    style = layer.affine(w)
+    for noise in ("const", given):
+        image = layer.noise_const if noise == "const" else given
+        wanted = F.modulated_conv2d(
+            *(x, layer.weight, style), up=2, padding=1, resample_filter=F.setup_filter([1, 3, 3, 1]), flip_weight=False
+        )
+        torch.testing.assert_close(layer(x, w, noise), TF.leaky_relu(wanted + 0.3 * image, 0.2) * 2**0.5)
+    first, again, other = (layer(x, w, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+    with pytest.raises(ValueError, match="noise must be"):
+        layer(x, w, noise="loud")
+    picture = nn.ModulatedConv2d(5, 3, 1, 7, demodulate=False, activation="linear")
+    wanted = TF.conv2d(x * picture.affine(w)[:, :, None, None], picture.weight / 5**0.5)
+    torch.testing.assert_close(picture(x, w), wanted)
+
+
+def test_small_layers() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    noise = nn.NoiseInjection(3)
+    assert torch.equal(noise(x), x)
+    torch.nn.init.ones_(noise.weight)
+    torch.testing.assert_close(noise(x, x[:, :1]), x + x[:, :1])
+    assert nn.MinibatchStdDev()(x).shape == (4, 4, 8, 8)
+    torch.testing.assert_close(nn.PixelNorm()(x).square().mean(1), torch.ones(4, 8, 8))
+    assert nn.Upsample2d()(x).shape == (4, 3, 16, 16)
+    assert nn.Downsample2d()(x).shape == (4, 3, 4, 4)
+    assert nn.Blur()(x).shape == x.shape
+    for layer in (nn.EqualizedLinear, nn.EqualizedConv2d, nn.ModulatedConv2d):
+        arguments = (
+            (3, 4) if layer is nn.EqualizedLinear else (3, 4, 3, 5) if layer is nn.ModulatedConv2d else (3, 4, 3)
+        )
+        with pytest.raises(ValueError, match=f"{layer.__name__}: activation must be one of linear, relu"):
+            layer(*arguments, activation="gulu")
