@@ -34,6 +34,5 @@ __all__ = [
     "ModulatedConv2d",
     "NoiseInjection",
     "PixelNorm",
-    "SelfAttention2d",
     "Upsample2d",
 ]
