@@ -43,7 +43,7 @@ def test_resampling_is_centred() -> None:
 
 @pytest.mark.parametrize("up", [1, 2])
 def test_modulated_convolution_demodulates(up: int) -> None:
-    """With white noise in, every output channel has variance 1 whatever the style, and with zeros between the pixels up^2."""
+    """White noise in, variance 1 out whatever the style; where zeros stand between the pixels, up^2."""
     torch.manual_seed(0)
     x, weight, style = torch.randn(2, 64, 48, 48), torch.randn(8, 64, 3, 3) * 7, torch.rand(2, 64) * 3 + 0.1
     y = F.modulated_conv2d(x, weight, style, up=up, padding=1)

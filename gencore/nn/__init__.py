@@ -34,5 +34,6 @@ __all__ = [
     "ModulatedConv2d",
     "NoiseInjection",
     "PixelNorm",
+    "SelfAttention2d",
     "Upsample2d",
 ]
