@@ -152,6 +152,81 @@ def gradient_penalty(
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
+def drift_penalty(real: Tensor) -> Tensor:
+    """E f(x)^2: keeps a critic's values, which its loss leaves free up to a constant, from wandering off.
+
+    Karras et al., "Progressive Growing of GANs", 2018, appendix A.1, with weight 0.001.
+    """
+    return real.square().mean()
+
+
+def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    r"""E ||grad_x D(x)||_2^2 on real images, to be weighted by gamma / 2.
+
+    Args:
+        discriminator: from ``[N, ...]`` to one logit a sample, with second derivatives.
+        real: ``[N, ...]``; no gradient flows to it.
+
+    Returns:
+        A scalar.
+
+    Reference:
+        Mescheder, Geiger and Nowozin, "Which Training Methods for GANs do actually Converge?", 2018, equation 9.
+    """
+    images = real.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()
+
+
+def path_lengths(images: Tensor, styles: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""||J_w^T y||_2 for images y of white noise: how far an image moves when its style does.
+
+    The noise is divided by sqrt(height * width), and the square is averaged over the layers that the style enters, so
+    that lengths of different networks compare.
+
+    Args:
+        images: ``[N, C, H, W]``, computed from ``styles``.
+        styles: ``[N, layers, W]``, one style a layer.
+        generator: where the noise comes from.
+
+    Returns:
+        ``[N]``, differentiable.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+
+    Reference:
+        Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, section 3.2 and appendix B.
+    """
+    if images.dim() != 4 or styles.dim() != 3 or len(images) != len(styles):
+        raise ValueError(
+            "path_lengths: images must be [N, C, H, W] and styles [N, layers, W] of one N, got "
+            f"{tuple(images.shape)} and {tuple(styles.shape)}"
+        )
+    noise = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
+    noise = noise / math.sqrt(images.shape[2] * images.shape[3])
+    (gradient,) = torch.autograd.grad((images * noise).sum(), styles, create_graph=True)
+    return gradient.square().sum(2).mean(1).sqrt()
+
+
+def path_length_penalty(lengths: Tensor, mean: Tensor, *, decay: float = 0.01) -> tuple[Tensor, Tensor]:
+    """E (length - a)^2, with a the running mean of all lengths so far.
+
+    Args:
+        lengths: ``[N]``, of :func:`path_lengths`.
+        mean: a scalar tensor, a before this batch.
+        decay: the weight of this batch in the new a.
+
+    Returns:
+        The penalty, to be weighted (by 2), and the new a, which carries no gradient.
+
+    Reference:
+        Ibid., equation 4.
+    """
+    mean = mean.lerp(lengths.detach().mean(), decay)
+    return (lengths - mean).square().mean(), mean
+
+
 @dataclass(frozen=True)
 class GANLoss:
     """Both sides of an adversarial game: ``discriminator(real_logits, fake_logits)`` and ``generator(fake_logits)``."""

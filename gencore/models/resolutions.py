@@ -1,0 +1,28 @@
+"""What ProGAN, StyleGAN and StyleGAN2 share: the resolutions they grow through, the channels at each, and z."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def resolutions(top: int) -> list[int]:
+    """[4, 8, ..., top].
+
+    Raises:
+        ValueError: if ``top`` is no power of two from 4 to 1024.
+    """
+    if not 4 <= top <= 1024 or top & (top - 1):
+        raise ValueError(f"resolution must be a power of two from 4 to 1024, got {top}")
+    return [1 << i for i in range(2, top.bit_length())]
+
+
+def width(resolution: int, budget: int, maximum: int) -> int:
+    """Channels of the layers at ``resolution``: ``budget / resolution``, at most ``maximum``."""
+    return min(budget // resolution, maximum)
+
+
+def sample_normal(model: nn.Module, count: int, length: int, generator: torch.Generator | None) -> Tensor:
+    """``[count, length]`` from N(0, I), on the model's device and in its dtype."""
+    weight = next(model.parameters())
+    return torch.randn(count, length, dtype=weight.dtype, device=weight.device, generator=generator)

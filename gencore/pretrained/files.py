@@ -1,0 +1,192 @@
+"""Loading and saving weights in the formats of other projects."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gencore.models import ProGAN, StyleGAN, StyleGAN2
+from gencore.pretrained import names
+from gencore.pretrained.names import Constant, Entry, Names
+from gencore.pretrained.safe_pickle import PickledModule, RefusedPickle, read_pickle
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one project lays a file out: which key holds which network, and what the weights are called there."""
+
+    generator: str
+    average: str
+    discriminator: str
+    generator_names: Callable[[Any], Names]
+    discriminator_names: Callable[[Any], Names]
+
+
+_GENFORCE = ("generator", "generator_smooth", "discriminator")
+
+FORMATS: dict[tuple[type[nn.Module], str], Format] = {
+    (StyleGAN2, "stylegan2-ada"): Format(
+        "G", "G_ema", "D", names.stylegan2_ada_generator, names.stylegan2_ada_discriminator
+    ),
+    (StyleGAN2, "rosinality"): Format("g", "g_ema", "d", names.rosinality_generator, names.rosinality_discriminator),
+    (StyleGAN, "genforce"): Format(
+        *_GENFORCE, names.genforce_stylegan_generator, names.genforce_stylegan_discriminator
+    ),
+    (ProGAN, "genforce"): Format(*_GENFORCE, names.genforce_progan_generator, names.genforce_progan_discriminator),
+}
+
+
+def load_pretrained(
+    model: ProGAN | StyleGAN | StyleGAN2, source: str | Path | Mapping[str, Any], *, format: str, average: bool = True
+) -> list[str]:
+    """Load weights that another project trained. Nothing that a file contains is ever executed.
+
+    Args:
+        model: of the configuration that the weights were trained with; either all of a network is loaded or nothing of
+            either.
+        source: a file, or what is in one: networks' ``state_dict`` s under the project's keys. A ``.pkl`` (of
+            stylegan2-ada-pytorch or stylegan3) goes through :func:`read_pickle`; anything else is what ``torch.save``
+            wrote.
+        format: ``"stylegan2-ada"`` or ``"rosinality"`` for a StyleGAN2, ``"genforce"`` for a StyleGAN or a ProGAN.
+        average: the running average of the generator, where the file has it, rather than its last weights.
+
+    Returns:
+        What was found and loaded: ``"generator"``, ``"discriminator"`` or both.
+
+    Raises:
+        ValueError: this model has no such format.
+        FileNotFoundError: there is no such file.
+        RefusedPickle: a pickle names anything but tensors and containers.
+        RuntimeError: the file has neither network, or keys are missing, left over, or of another shape; all are listed.
+    """
+    layout = _layout(model, format)
+    content = source if isinstance(source, Mapping) else _read(Path(source))
+    found: dict[str, dict[str, Tensor]] = {}
+    problems: list[str] = []
+    keys = [layout.average, layout.generator] if average else [layout.generator, layout.average]
+    for part, choices, table in (
+        ("generator", keys, layout.generator_names(model.config)),
+        ("discriminator", [layout.discriminator], layout.discriminator_names(model.config)),
+    ):
+        key = next((k for k in choices if k in content), None)
+        if key is None:
+            continue
+        network: Any = getattr(model, part)
+        found[part] = _translate(key, content[key], network.state_dict(), list(table), problems)
+        if part == "generator" and format == "rosinality" and "latent_avg" in content:
+            found[part]["mapping.w_avg"] = content["latent_avg"].reshape(-1)
+    if not found:
+        raise RuntimeError(
+            f"load_pretrained: the file has none of {', '.join([*keys, layout.discriminator])}; it has "
+            f"{', '.join(map(str, content))}"
+        )
+    if problems:
+        name = type(model).__name__
+        raise RuntimeError(
+            f"load_pretrained: the weights do not fit a {name} of {model.config}:\n  " + "\n  ".join(problems)
+        )
+    for part, state in found.items():
+        network = getattr(model, part)
+        network.load_state_dict({**network.state_dict(), **state})
+    if "generator" in found and format == "rosinality" and "latent_avg" not in content:
+        _estimate_average(model)
+    return list(found)
+
+
+def save_pretrained(
+    model: ProGAN | StyleGAN | StyleGAN2, path: str | Path, *, format: str, average: nn.Module | None = None
+) -> None:
+    """Write a model's weights as the other project would: ``state_dict`` s under its keys, with its names and shapes.
+
+    Args:
+        format: as in :func:`load_pretrained`. For ``"stylegan2-ada"`` these are plain ``state_dict`` s too, for its
+            networks' ``load_state_dict``: its pickles would hold its source code.
+        average: the averaged generator; the generator itself if None.
+
+    Raises:
+        ValueError: this model has no such format.
+    """
+    layout = _layout(model, format)
+    average = model.generator if average is None else average
+    content: dict[str, Any] = {}
+    for key, network, table in (
+        (layout.generator, model.generator, layout.generator_names),
+        (layout.average, average, layout.generator_names),
+        (layout.discriminator, model.discriminator, layout.discriminator_names),
+    ):
+        ours = network.state_dict()
+        content[key] = {
+            n.theirs: n.make() if isinstance(n, Constant) else n.write(ours[n.ours]).detach().cpu().clone()
+            for n in table(model.config)
+        }
+    if format == "rosinality":
+        content["latent_avg"] = average.state_dict()["mapping.w_avg"].cpu().clone()
+    torch.save(content, path)
+
+
+def _layout(model: nn.Module, format: str) -> Format:
+    known = [name for cls, name in FORMATS if isinstance(model, cls)]
+    for (cls, name), layout in FORMATS.items():
+        if isinstance(model, cls) and name == format:
+            return layout
+    raise ValueError(
+        f"format must be one of {', '.join(known) or '(none)'} for a {type(model).__name__}; got {format!r}"
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".pkl":
+        content = read_pickle(path)
+    else:
+        # rosinality's files hold the arguments of their training, which are only values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping):
+        raise RefusedPickle(f"{path} holds a {type(content).__name__}, wanted a dictionary of networks")
+    return {
+        key: value.state_dict() if isinstance(value, PickledModule) else value
+        for key, value in content.items()
+        if value is not None
+    }
+
+
+def _translate(
+    where: str,
+    theirs: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+    table: list[Entry | Constant],
+    problems: list[str],
+) -> dict[str, Tensor]:
+    """Their ``state_dict`` under our names; what does not fit is added to ``problems``."""
+    theirs = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in theirs.items()}
+    result = {}
+    for entry in table:
+        value = theirs.pop(entry.theirs, None)
+        if isinstance(entry, Constant):
+            continue
+        wanted = tuple(entry.write(ours[entry.ours]).shape)
+        if value is None:
+            problems.append(f"{where}: {entry.theirs} is missing, wanted {wanted}")
+        elif tuple(value.shape) != wanted:
+            problems.append(f"{where}: {entry.theirs} must be {wanted}, got {tuple(value.shape)}")
+        else:
+            result[entry.ours] = entry.read(value)
+    problems += [f"{where}: {name} {tuple(value.shape)} is left over" for name, value in theirs.items()]
+    return result
+
+
+@torch.no_grad()
+def _estimate_average(model: ProGAN | StyleGAN | StyleGAN2) -> None:
+    """The mean style of 4,096 z, where a file does not say it."""
+    assert not isinstance(model, ProGAN)
+    weight = model.generator.mapping.w_avg
+    z = torch.randn(4096, model.config.latent, generator=torch.Generator().manual_seed(0)).to(weight)
+    training = model.generator.mapping.training
+    model.generator.mapping.w_avg.copy_(model.generator.mapping.eval()(z)[:, 0].mean(0))
+    model.generator.mapping.train(training)

@@ -1,0 +1,48 @@
+"""The running average of a generator's weights that samples are drawn from."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    r"""Exponential moving average with a half-life counted in images, so that it does not hang on the batch size.
+
+    After a batch of n images the average moves by ``average <- model + beta (average - model)``, with
+    ``beta = 0.5 ** (n / half-life)``. Early on the half-life is ``ramp_up`` times the images seen so far, lest the
+    random weights of the start stay in the average. Buffers are copied.
+
+    Args:
+        model: its weights at this moment are the average's first value.
+        half_life: in images (10,000 in StyleGAN2).
+        ramp_up: share of the images seen so far that bounds the half-life; None for no bound.
+
+    Raises:
+        ValueError: if ``half_life`` or ``ramp_up`` is not positive.
+
+    Reference:
+        Karras et al., "Training Generative Adversarial Networks with Limited Data", 2020, appendix C.
+    """
+
+    def __init__(self, model: nn.Module, *, half_life: float = 10_000, ramp_up: float | None = 0.05) -> None:
+        if half_life <= 0 or (ramp_up is not None and ramp_up <= 0):
+            raise ValueError(f"EMA: half_life and ramp_up must be positive, got {half_life} and {ramp_up}")
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.half_life, self.ramp_up = half_life, ramp_up
+
+    def beta(self, batch: int, seen: int) -> float:
+        """The weight that the average so far keeps, after ``batch`` more images, the last of them number ``seen``."""
+        half_life = self.half_life if self.ramp_up is None else min(self.half_life, seen * self.ramp_up)
+        return 0.5 ** (batch / half_life)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, *, batch: int, seen: int) -> None:
+        """Take in the weights of ``model`` after a step on ``batch`` images, ``seen`` images in all."""
+        averages: list[torch.Tensor] = list(self.module.parameters())
+        weights: list[torch.Tensor] = list(model.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - self.beta(batch, seen))
+        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(buffer)

@@ -1,0 +1,148 @@
+"""Training a StyleGAN or a StyleGAN2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gencore.losses import (
+    logistic_discriminator,
+    non_saturating_generator,
+    path_length_penalty,
+    path_lengths,
+    r1_penalty,
+)
+from gencore.models.stylegan import StyleGAN
+from gencore.models.stylegan2 import StyleGAN2
+from gencore.models.styles import Noise
+from gencore.train.growth import Growth
+from gencore.train.lazy import lazy_adam
+from gencore.train.progan import GrowingGANTraining, update
+
+
+class StyleGANTraining(GrowingGANTraining):
+    """The logistic loss, R1 on real images, path lengths, style mixing; the regularisers lazily.
+
+    Args:
+        model: a StyleGAN or a StyleGAN2; it is trained in place.
+        growth: for a StyleGAN, from which number of images on it has which resolution; None: grown as it is.
+        learning_rate: of both networks (0.002 for StyleGAN2 at 1024x1024, 0.0025 below).
+        gamma: weight of R1 (10; for a batch of n at resolution R, 0.0002 R^2 / n is a good guess).
+        r1_every: steps of the discriminator between two of R1; 0: R1 in every step's loss.
+        path_weight: of the path length penalty (2 for StyleGAN2); 0: none.
+        path_every: steps of the generator between two of the path length penalty.
+        path_shrink: how many times fewer images a path length step has.
+        mixing: probability that a batch is drawn with styles of two z.
+        ema_half_life: of the average that samples are drawn from, in images.
+        seed: of the noise.
+
+    Raises:
+        ValueError: if the growth does not end at the model's resolution, or the model cannot grow.
+
+    Reference:
+        Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, appendix B.
+    """
+
+    def __init__(
+        self,
+        model: StyleGAN | StyleGAN2,
+        *,
+        growth: Growth | None = None,
+        learning_rate: float = 2.5e-3,
+        gamma: float = 10.0,
+        r1_every: int = 16,
+        path_weight: float = 2.0,
+        path_every: int = 4,
+        path_shrink: int = 2,
+        mixing: float = 0.9,
+        ema_half_life: float = 10_000,
+        seed: int = 0,
+    ) -> None:
+        if growth is not None and not isinstance(model, StyleGAN):
+            raise ValueError(f"StyleGANTraining: a {type(model).__name__} does not grow")
+        super().__init__(model, ema_half_life=ema_half_life, growth=growth, seed=seed)
+        self.gamma, self.r1_every = gamma, r1_every
+        self.path_weight, self.path_every, self.path_shrink = path_weight, path_every if path_weight else 0, path_shrink
+        self.mixing = mixing
+        self.path_mean = torch.zeros([], device=self.generator.device)
+        self.optimizer_g = lazy_adam(model.generator.parameters(), learning_rate=learning_rate, every=self.path_every)
+        self.optimizer_d = lazy_adam(model.discriminator.parameters(), learning_rate=learning_rate, every=r1_every)
+        self.steps = 0
+        self.last_r1 = self.last_path = 0.0
+
+    def step(self, images: Tensor) -> dict[str, float]:
+        """One update of both networks on ``images`` ``[N, C, H, W]`` in [-1, 1], of the model's full resolution.
+
+        Returns:
+            Both losses, the discriminator's accuracy on this batch before the update, and the latest R1 (the mean
+            squared gradient) and path length.
+        """
+        images = self.begin(images)
+        discriminator = self.model.discriminator
+        fake, _ = self._generate(len(images))
+
+        real_logits, fake_logits = discriminator(images), discriminator(fake.detach())
+        loss_d = logistic_discriminator(real_logits, fake_logits)
+        regularize = self.gamma > 0 and self.steps % max(self.r1_every, 1) == 0
+        if regularize and self.r1_every == 0:
+            r1 = r1_penalty(discriminator, images)
+            update(self.optimizer_d, loss_d + self.gamma / 2 * r1)
+        else:
+            update(self.optimizer_d, loss_d)
+            if regularize:
+                r1 = r1_penalty(discriminator, images)
+                update(self.optimizer_d, self.gamma / 2 * r1 * self.r1_every)
+        if regularize:
+            self.last_r1 = r1.item()
+
+        discriminator.requires_grad_(False)  # the generator's step needs no gradient of the discriminator's weights
+        loss_g = non_saturating_generator(discriminator(fake))
+        update(self.optimizer_g, loss_g)
+        discriminator.requires_grad_(True)
+        if self.path_every and self.steps % self.path_every == 0:
+            self._path_length_step(max(len(images) // self.path_shrink, 1))
+        self.steps += 1
+        self.end(len(images))
+
+        accuracy = ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2
+        return {
+            "loss_d": loss_d.item(),
+            "loss_g": loss_g.item(),
+            "accuracy_d": accuracy.item(),
+            "r1": self.last_r1,
+            "path_length": self.last_path,
+        }
+
+    def _path_length_step(self, count: int) -> None:
+        fake, styles = self._generate(count)
+        lengths = path_lengths(fake, styles, generator=self.generator)
+        penalty, self.path_mean = path_length_penalty(lengths, self.path_mean)
+        update(self.optimizer_g, self.path_weight * penalty * self.path_every)
+        self.last_path = lengths.detach().mean().item()
+
+    def _generate(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images, and the styles that they were drawn from: of one z, or from some layer on of another."""
+        mapping, synthesis = self.model.generator.mapping, self.model.generator.synthesis
+        styles = mapping(self.model.sample_latent(count, generator=self.generator))
+        layers = styles.shape[1] if self.growth is None else 2 * synthesis.resolutions.index(synthesis.now()[0]) + 2
+        draw = torch.rand([], generator=self.generator, device=self.generator.device)
+        crossover = torch.randint(1, max(layers, 2), [], generator=self.generator, device=self.generator.device)
+        if draw < self.mixing:
+            others = mapping(self.model.sample_latent(count, generator=self.generator))
+            styles = torch.cat([styles[:, :crossover], others[:, crossover:]], dim=1)
+        return synthesis(styles, Noise(generator=self.generator)), styles
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {
+            "path_mean": self.path_mean,
+            "steps": self.steps,
+            "last": [self.last_r1, self.last_path],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.path_mean = state["path_mean"].to(self.generator.device)
+        self.steps = state["steps"]
+        self.last_r1, self.last_path = state["last"]

@@ -1,0 +1,309 @@
+"""Other projects' weights: what they compute, there and back again, and files that want more than to be read."""
+
+import argparse
+import io
+import os
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+
+import gencore
+from gencore.models.styles import Noise
+from gencore.pretrained import RefusedPickle, load_pretrained, read_pickle, save_pretrained
+from tests import published
+
+WIDTHS = {4: 12, 8: 12, 16: 8}
+SMALL = {"resolution": 16, "channel_budget": 128, "max_channels": 12, "latent": 10}
+STYLED = {"style": 10, "mapping_layers": 3}
+CONST = Noise("const")
+
+
+def stylegan2(**changes):
+    torch.manual_seed(5)
+    return gencore.create_model("stylegan2_256", **(SMALL | STYLED | changes))
+
+
+def rosinality(size=16):
+    g, d = map(published.synthesize, published.rosinality_shapes(size, WIDTHS, 10, 3))
+    filters_g, filters_d = published.rosinality_filters(size)
+    return {"g_ema": g | filters_g, "d": d | filters_d, "latent_avg": torch.randn(1, 10)}
+
+
+def genforce(name):
+    g, d = published.genforce_shapes(16, WIDTHS, 10)
+    if name != "stylegan_256":
+        return {"generator_smooth": published.synthesize(g), "discriminator": published.synthesize(d)}
+    g = published.genforce_stylegan_shapes(16, WIDTHS, 10, 3)
+    content = {"generator_smooth": published.synthesize(g), "discriminator": published.synthesize(d)}
+    for key, layer, width in (
+        ("generator_smooth", "synthesis.layer2", 12),
+        ("generator_smooth", "synthesis.layer4", 8),
+        ("discriminator", "layer1", 8),
+        ("discriminator", "layer3", 12),
+    ):
+        content[key][f"{layer}.blur.kernel"] = published.fir(1, 2, 1).expand(width, 1, 3, 3).clone()
+    return content
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# --- what they compute -----------------------------------------------------------------------------------------------
+
+
+def test_rosinality():
+    content, model = rosinality(), stylegan2()
+    assert load_pretrained(model, content, format="rosinality") == ["generator", "discriminator"]
+    g, d = ({k: v.double() for k, v in content[key].items()} for key in ("g_ema", "d"))
+    model.eval().double()
+    z, images = torch.randn(4, 10).double(), torch.randn(8, 3, 16, 16).double()
+    styles = model.generator.mapping(z)
+    torch.testing.assert_close(styles[:, 0], published.rosinality_map(g, z), rtol=1e-6, atol=1e-7)
+    styles = torch.randn_like(styles)  # a style of its own for every layer, so that none can be mistaken
+    torch.testing.assert_close(
+        model.generator.synthesis(styles, CONST), published.rosinality_generate(g, styles), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        model.discriminator(images), published.rosinality_discriminate(d, images), rtol=1e-5, atol=1e-5
+    )
+    assert torch.equal(model.generator.mapping.w_avg.float(), content["latent_avg"][0])
+
+
+def test_genforce_progan():
+    content = genforce("progan_256")
+    model = gencore.create_model("progan_256", **SMALL)
+    load_pretrained(model, content, format="genforce")
+    g, d = ({k: v.double() for k, v in state.items()} for state in content.values())
+    model.double()
+    z, images = torch.randn(3, 10).double(), torch.randn(8, 3, 16, 16).double()
+    torch.testing.assert_close(model(z), published.genforce_progan_generate(g, z), rtol=1e-6, atol=1e-6)
+    wanted = published.genforce_discriminate(d, images, blur=False)
+    torch.testing.assert_close(model.discriminator(images), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_genforce_stylegan():
+    content = genforce("stylegan_256")
+    model = gencore.create_model("stylegan_256", **SMALL, **STYLED)
+    load_pretrained(model, content, format="genforce")
+    g, d = ({k: v.double() for k, v in state.items()} for state in content.values())
+    model.double().eval()
+    z, images = torch.randn(3, 10).double(), torch.randn(8, 3, 16, 16).double()
+    wanted = published.genforce_stylegan_generate(g, z)
+    torch.testing.assert_close(model(z, noise="const"), wanted, rtol=1e-5, atol=1e-5)
+    wanted = published.genforce_discriminate(d, images, blur=True)
+    torch.testing.assert_close(model.discriminator(images), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_rosinality_without_an_average():
+    content, model = rosinality(), stylegan2()
+    del content["latent_avg"], content["d"]
+    before = {k: v.clone() for k, v in model.discriminator.state_dict().items()}
+    assert load_pretrained(model, content, format="rosinality") == ["generator"]
+    z = torch.randn(20_000, 10)
+    wanted = published.rosinality_map(content["g_ema"], z)
+    average = model.generator.mapping.w_avg
+    assert (average - wanted.mean(0)).norm() < 0.05 * wanted.std(0).norm()
+    assert model.training
+    assert_same(model.discriminator.state_dict(), before)
+
+
+# --- there and back --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "format", "content"),
+    [
+        ("stylegan2_256", STYLED, "rosinality", rosinality()),
+        ("progan_256", {}, "genforce", genforce("progan_256")),
+        ("stylegan_256", STYLED, "genforce", genforce("stylegan_256")),
+    ],
+)
+def test_round_trip(name, options, format, content, tmp_path):
+    """Their file, loaded and written again, has their keys, their shapes and their numbers."""
+    torch.save(content, tmp_path / "theirs.pt")
+    model = gencore.create_model(name, **SMALL, **options)
+    load_pretrained(model, tmp_path / "theirs.pt", format=format)
+    save_pretrained(model, tmp_path / "ours.pt", format=format)
+    written = torch.load(tmp_path / "ours.pt", weights_only=True)
+    for key, value in content.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(written[key].flatten(), value.flatten())
+        else:
+            value = {k: torch.zeros([]) if k.endswith("lod") else v for k, v in value.items()}
+            assert_same(written[key], value)
+
+
+def test_the_average_is_written_beside_the_weights(tmp_path):
+    model, averaged = stylegan2(), stylegan2()
+    with torch.no_grad():
+        averaged.generator.synthesis.blocks["4"].const.fill_(3)
+    save_pretrained(model, tmp_path / "a.pt", format="rosinality", average=averaged.generator)
+    fresh = stylegan2()
+    load_pretrained(fresh, tmp_path / "a.pt", format="rosinality")
+    assert (fresh.generator.synthesis.blocks["4"].const == 3).all()
+    load_pretrained(fresh, tmp_path / "a.pt", format="rosinality", average=False)
+    assert_same(fresh.generator.state_dict(), model.generator.state_dict())
+
+
+def test_files_of_training_scripts(tmp_path):
+    """With arguments of the command line in them, and names as of compiled and wrapped modules."""
+    content = rosinality() | {"args": argparse.Namespace(lr=0.002, size=16)}
+    content["d"] = {f"module.{k}": v for k, v in content["d"].items()}
+    torch.save(content, tmp_path / "550000.pt")
+    model, wanted = stylegan2(), stylegan2()
+    load_pretrained(model, tmp_path / "550000.pt", format="rosinality")
+    load_pretrained(wanted, rosinality() | {"latent_avg": content["latent_avg"]}, format="rosinality")
+    assert_same(model.state_dict(), wanted.state_dict())
+
+
+# --- pickles of stylegan2-ada-pytorch --------------------------------------------------------------------------------
+
+
+def ada_pickle(content, protocol=3):
+    """The bytes of a snapshot: each network a persistent object that carries its class's source code."""
+    module = types.ModuleType("torch_utils.persistence")
+    module._reconstruct_persistent_obj = lambda meta: None
+    module._reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    module._reconstruct_persistent_obj.__qualname__ = module._reconstruct_persistent_obj.__name__ = (
+        "_reconstruct_persistent_obj"
+    )
+
+    class Persistent:
+        def __init__(self, name, attributes):
+            self.name, self.attributes = name, attributes
+
+        def __reduce__(self):
+            source = "import os\nos.environ['GENCORE_TEST_PWNED'] = '1'\n"
+            meta = {"type": "class", "version": 6, "module_src": source, "class_name": self.name}
+            return module._reconstruct_persistent_obj, (meta | {"state": self.attributes},)
+
+    def build(state, name):
+        own = {k: v for k, v in state.items() if "." not in k}
+        buffers = {k: v for k, v in own.items() if k in ("w_avg", "noise_const", "resample_filter")}
+        children = {}
+        for key, value in state.items():
+            if "." in key:
+                child, _, rest = key.partition(".")
+                children.setdefault(child, {})[rest] = value
+        return Persistent(
+            name,
+            {
+                "training": False,
+                "_parameters": {k: torch.nn.Parameter(v) for k, v in own.items() if k not in buffers} | {"none": None},
+                "_buffers": buffers,
+                "_non_persistent_buffers_set": set(),
+                "_modules": {k: build(v, f"{name}.{k}") for k, v in children.items()},
+                "_init_kwargs": {"z_dim": 10},
+            },
+        )
+
+    sys.modules["torch_utils"], sys.modules["torch_utils.persistence"] = types.ModuleType("torch_utils"), module
+    try:
+        networks = {k: build(v, k) for k, v in content.items()}
+        return pickle.dumps(networks | {"augment_pipe": None, "training_set_kwargs": {"path": "x"}}, protocol=protocol)
+    finally:
+        del sys.modules["torch_utils"], sys.modules["torch_utils.persistence"]
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_stylegan2_ada(protocol, tmp_path):
+    model = stylegan2()
+    save_pretrained(model, tmp_path / "plain.pt", format="stylegan2-ada")
+    content = torch.load(tmp_path / "plain.pt", weights_only=True)
+    names = content["G_ema"].keys()
+    assert {"mapping.fc0.weight", "mapping.w_avg", "synthesis.b4.const", "synthesis.b16.conv0.affine.bias"} <= names
+    assert {"synthesis.b8.torgb.weight", "synthesis.b8.conv1.noise_strength", "synthesis.b8.resample_filter"} <= names
+    assert content["G_ema"]["synthesis.b8.conv1.noise_const"].shape == (8, 8)
+    assert {"b16.fromrgb.bias", "b16.skip.weight", "b4.fc.weight", "b4.out.bias"} <= content["D"].keys()
+
+    (tmp_path / "network-snapshot.pkl").write_bytes(ada_pickle(content, protocol))
+    fresh = stylegan2()
+    with torch.no_grad():
+        for tensor in fresh.state_dict().values():
+            tensor.fill_(9)
+    assert load_pretrained(fresh, tmp_path / "network-snapshot.pkl", format="stylegan2-ada") == [
+        "generator",
+        "discriminator",
+    ]
+    assert_same(fresh.state_dict(), model.state_dict())
+    assert "GENCORE_TEST_PWNED" not in os.environ  # the source code in the file was not run
+
+
+class Malicious:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(os.system, "system"), (eval, "eval"), (exec, "exec"), (getattr, "getattr"), (torch.load, "load")],
+)
+def test_a_malicious_pickle_is_refused(function, name, protocol, tmp_path):
+    path = tmp_path / "evil.pkl"
+    canary = tmp_path / "canary"
+    argument = {"system": f"touch {canary}", "load": str(canary)}.get(name, f"open({str(canary)!r}, 'w')")
+    path.write_bytes(pickle.dumps({"G": Malicious(function, argument)}, protocol=protocol))
+    with pytest.raises(
+        RefusedPickle, match=rf"evil.pkl: refused: it wants to use [\w.]*\.{name}, .* nothing of it was"
+    ):
+        load_pretrained(stylegan2(), path, format="stylegan2-ada")
+    assert not canary.exists()
+
+
+def test_a_malicious_storage_is_refused(tmp_path):
+    """Tensors hide a file of their own in the pickle; that one is read without running anything, too."""
+    canary = tmp_path / "canary"
+    inner = io.BytesIO()
+    torch.save(Malicious(os.system, f"touch {canary}"), inner)
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"G": Malicious(torch.storage._load_from_bytes, inner.getvalue())}))
+    with pytest.raises(RefusedPickle):
+        read_pickle(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", ada_pickle({"G": {"a": torch.ones(3)}})[:-30]])
+def test_damaged_pickles(content, tmp_path):
+    path = tmp_path / "damaged.pkl"
+    path.write_bytes(content)
+    with pytest.raises(RefusedPickle, match=r"damaged.pkl is no pickle of networks"):
+        read_pickle(path)
+
+
+# --- what does not fit -----------------------------------------------------------------------------------------------
+
+
+def test_another_resolution():
+    model = stylegan2(resolution=8)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(RuntimeError) as caught:
+        load_pretrained(model, rosinality(), format="rosinality")
+    message = str(caught.value)
+    assert "do not fit a StyleGAN2 of StyleGAN2Config(resolution=8," in message
+    assert "g_ema: to_rgbs.1.conv.weight (1, 3, 8, 1, 1) is left over" in message
+    assert "d: convs.0.0.weight must be (12, 3, 1, 1), got (8, 3, 1, 1)" in message
+    assert_same(model.state_dict(), before)  # the part that fits was not loaded either
+    with pytest.raises(RuntimeError, match=r"g_ema: convs.2.conv.weight is missing, wanted \(1, 8, 12, 3, 3\)"):
+        load_pretrained(stylegan2(), rosinality(8), format="rosinality")
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="format must be one of stylegan2-ada, rosinality for a StyleGAN2; got 'npz'"):
+        load_pretrained(stylegan2(), {}, format="npz")
+    with pytest.raises(RuntimeError, match="none of g_ema, g, d; it has weights"):
+        load_pretrained(stylegan2(), {"weights": 1}, format="rosinality")
+    with pytest.raises(FileNotFoundError):
+        load_pretrained(stylegan2(), tmp_path / "none.pkl", format="stylegan2-ada")
+    torch.save([1], tmp_path / "list.pt")
+    with pytest.raises(RefusedPickle, match=r"list.pt holds a list, wanted a dictionary"):
+        load_pretrained(stylegan2(), tmp_path / "list.pt", format="rosinality")
