@@ -14,7 +14,11 @@ import torch.nn.functional
 from torch import Tensor
 
 import gencore.functional as F
-from gencore.ops._activation import check_activation
+from gencore.ops._activation import CONV_ACTIVATIONS
+
+LAYER_ACTIVATIONS = tuple(
+    name for name in CONV_ACTIVATIONS if name != "prelu"
+)  # whose slopes a layer would have to own
 
 
 class _Fused(torch.nn.Module):
@@ -24,7 +28,11 @@ class _Fused(torch.nn.Module):
         self, *args: Any, activation: str | None = None, negative_slope: float = 0.01, impl: str = "auto", **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_activation(type(self).__name__, activation or "identity")
+        if activation not in (None, *LAYER_ACTIVATIONS):
+            raise ValueError(
+                f"{type(self).__name__}: activation must be None or one of {', '.join(LAYER_ACTIVATIONS)}; "
+                f"got {activation!r}"
+            )
         self.activation, self.negative_slope, self.impl = activation, negative_slope, impl
 
     def _epilogue(self) -> dict[str, Any]:
@@ -79,7 +87,7 @@ class Conv2d(_Conv, torch.nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
             ``torch.nn``.
-        activation: None, ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"silu"``.
+        activation: None, ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"`` or ``"silu"``.
         negative_slope: of the leaky ReLU.
         impl: which implementation of :func:`gencore.functional.conv2d` runs.
     """

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gencore.functional
-from gencore.nn.batchnorm import BatchNorm2d
-from gencore.nn.conv import Conv2d, ConvTranspose2d, Linear
+from gencore.nn.batchnorm import BatchNorm2d, BatchNorm3d
+from gencore.nn.conv import Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, Linear
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,12 @@ class Layers:
 
     name: str
     Conv2d: Callable[..., nn.Module]
+    Conv3d: Callable[..., nn.Module]
     ConvTranspose2d: Callable[..., nn.Module]
+    ConvTranspose3d: Callable[..., nn.Module]
     Linear: Callable[..., nn.Module]
     BatchNorm2d: Callable[..., nn.Module]
+    BatchNorm3d: Callable[..., nn.Module]
     reparameterize_kl: Callable[..., tuple[Tensor, Tensor]]
 
     @property
@@ -61,31 +64,43 @@ def _activate(x: Tensor, activation: str | None, negative_slope: float) -> Tenso
             return F.leaky_relu_(x, negative_slope)
         case "tanh":
             return torch.tanh_(x)
+        case "sigmoid":
+            return torch.sigmoid_(x)
         case _:
-            raise ValueError(f"activation must be None, 'relu', 'leaky_relu' or 'tanh'; got {activation!r}")
+            raise ValueError(f"activation must be None, 'relu', 'leaky_relu', 'tanh' or 'sigmoid'; got {activation!r}")
 
 
 class _ThenActivation(nn.Module):
-    """Mixed into a layer of ``torch.nn``: the layer, then the activation as an op of its own."""
+    """Mixed into a layer of ``torch.nn``: the layer, an addition, the activation, each an op of its own."""
 
     def __init__(self, *args: Any, activation: str | None = None, negative_slope: float = 0.01, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation, self.negative_slope = activation, negative_slope
 
-    def forward(self, *args: Any) -> Tensor:
-        return _activate(super().forward(*args), self.activation, self.negative_slope)
+    def forward(self, *args: Any, residual: Tensor | None = None) -> Tensor:
+        y = super().forward(*args)
+        return _activate(y if residual is None else y + residual, self.activation, self.negative_slope)
 
 
 class _TorchConv2d(_ThenActivation, nn.Conv2d): ...
 
 
+class _TorchConv3d(_ThenActivation, nn.Conv3d): ...
+
+
 class _TorchConvTranspose2d(_ThenActivation, nn.ConvTranspose2d): ...
+
+
+class _TorchConvTranspose3d(_ThenActivation, nn.ConvTranspose3d): ...
 
 
 class _TorchLinear(_ThenActivation, nn.Linear): ...
 
 
 class _TorchBatchNorm2d(_ThenActivation, nn.BatchNorm2d): ...
+
+
+class _TorchBatchNorm3d(_ThenActivation, nn.BatchNorm3d): ...
 
 
 def _torch_reparameterize_kl(
@@ -100,14 +115,25 @@ def _torch_reparameterize_kl(
 
 LAYERS = {
     "torch": Layers(
-        "torch", _TorchConv2d, _TorchConvTranspose2d, _TorchLinear, _TorchBatchNorm2d, _torch_reparameterize_kl
+        name="torch",
+        Conv2d=_TorchConv2d,
+        Conv3d=_TorchConv3d,
+        ConvTranspose2d=_TorchConvTranspose2d,
+        ConvTranspose3d=_TorchConvTranspose3d,
+        Linear=_TorchLinear,
+        BatchNorm2d=_TorchBatchNorm2d,
+        BatchNorm3d=_TorchBatchNorm3d,
+        reparameterize_kl=_torch_reparameterize_kl,
     ),
     "gencore": Layers(
-        "gencore",
-        Conv2d,
-        ConvTranspose2d,
-        Linear,
-        BatchNorm2d,
-        gencore.functional.reparameterize_kl,
+        name="gencore",
+        Conv2d=Conv2d,
+        Conv3d=Conv3d,
+        ConvTranspose2d=ConvTranspose2d,
+        ConvTranspose3d=ConvTranspose3d,
+        Linear=Linear,
+        BatchNorm2d=BatchNorm2d,
+        BatchNorm3d=BatchNorm3d,
+        reparameterize_kl=gencore.functional.reparameterize_kl,
     ),
 }

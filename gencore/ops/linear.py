@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
-from gencore.ops._activation import check_activation
+from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
 from gencore.ops.conv import TRITON, check_dtype
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
@@ -33,7 +33,7 @@ def linear(
         input: ``[..., I]``; float32, float64, bfloat16 or float16.
         weight: ``[O, I]``, dtype and device of ``input``.
         bias: ``[O]`` or None.
-        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"silu"``.
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"`` or ``"silu"``.
         negative_slope: of ``leaky_relu``.
         impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :mod:`gencore.dispatch`.
 
@@ -77,7 +77,9 @@ def _validate(input: Tensor, weight: Tensor, bias: Tensor | None, activation: st
         check_device("linear", "bias", bias, "input", input)
         check_dtype("linear", "bias", bias, input)
         check_shape("linear", "bias", bias, (weight.shape[0],))
-    check_activation("linear", activation)
+    if activation not in CONV_ACTIVATIONS or activation == "prelu":
+        known = ", ".join(name for name in CONV_ACTIVATIONS if name != "prelu")
+        raise ValueError(f"linear: activation must be one of {known}; got {activation!r}")
 
 
 def _cpu_refusal(input: Tensor, weight: Tensor, *args: object, **kwargs: object) -> Reason:

@@ -7,6 +7,7 @@ from gencore.train.growth import Growth
 from gencore.train.lazy import lazy_adam
 from gencore.train.loop import Training, fit
 from gencore.train.progan import ProGANTraining
+from gencore.train.restoration import RestorationTraining, gaussian_noise
 from gencore.train.stylegan import StyleGANTraining
 from gencore.train.vae import VAETraining
 
@@ -15,10 +16,12 @@ __all__ = [
     "GANTraining",
     "Growth",
     "ProGANTraining",
+    "RestorationTraining",
     "StyleGANTraining",
     "Training",
     "VAETraining",
     "fit",
+    "gaussian_noise",
     "lazy_adam",
     "load_checkpoint",
     "save_checkpoint",
