@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gencore.losses import drift_penalty, gradient_penalty, wasserstein_discriminator, wasserstein_generator
-from gencore.models.progan import ProGAN
+from gencore.models.progan import Growing, ProGAN
 from gencore.train.ema import EMA
 from gencore.train.growth import Growth, match
 from gencore.train.lazy import lazy_adam
@@ -38,12 +38,12 @@ class GrowingGANTraining:
         self.history: list[dict[str, float]] = []
 
     def begin(self, images: Tensor) -> Tensor:
-        """Grow as planned; the images to match."""
+        """Grow as planned; the images at the model's stage."""
         self.model.train()
         if self.growth is not None:
-            stage = self.growth.at(self.seen)
-            self.model.grow(*stage)
-            images = match(images, *stage)
+            self.model.grow(*self.growth.at(self.seen))
+        if isinstance(self.model.discriminator, Growing):
+            images = match(images, *self.model.discriminator.now())
         self.seen += len(images)
         return images
 
@@ -89,7 +89,7 @@ class ProGANTraining(GrowingGANTraining):
 
     Args:
         model: a ProGAN; it is trained in place.
-        growth: from which number of images on it has which resolution; None: grown as it is.
+        growth: from which number of images on it has which resolution; None: it stays at its stage.
         learning_rate: of both networks.
         penalty: weight of the gradient penalty.
         drift: weight of the drift penalty.

@@ -14,6 +14,7 @@ from gencore.losses import (
     path_lengths,
     r1_penalty,
 )
+from gencore.models.progan import Growing
 from gencore.models.stylegan import StyleGAN
 from gencore.models.stylegan2 import StyleGAN2
 from gencore.models.styles import Noise
@@ -27,7 +28,7 @@ class StyleGANTraining(GrowingGANTraining):
 
     Args:
         model: a StyleGAN or a StyleGAN2; it is trained in place.
-        growth: for a StyleGAN, from which number of images on it has which resolution; None: grown as it is.
+        growth: for a StyleGAN, from which number of images on it has which resolution; None: it stays at its stage.
         learning_rate: of both networks (0.002 for StyleGAN2 at 1024x1024, 0.0025 below).
         gamma: weight of R1 (10; for a batch of n at resolution R, 0.0002 R^2 / n is a good guess).
         r1_every: steps of the discriminator between two of R1; 0: R1 in every step's loss.
@@ -126,7 +127,9 @@ class StyleGANTraining(GrowingGANTraining):
         """Images, and the styles that they were drawn from: of one z, or from some layer on of another."""
         mapping, synthesis = self.model.generator.mapping, self.model.generator.synthesis
         styles = mapping(self.model.sample_latent(count, generator=self.generator))
-        layers = styles.shape[1] if self.growth is None else 2 * synthesis.resolutions.index(synthesis.now()[0]) + 2
+        layers = styles.shape[1]
+        if isinstance(synthesis, Growing):
+            layers = 2 * synthesis.resolutions.index(synthesis.now()[0]) + 2
         draw = torch.rand([], generator=self.generator, device=self.generator.device)
         crossover = torch.randint(1, max(layers, 2), [], generator=self.generator, device=self.generator.device)
         if draw < self.mixing:
