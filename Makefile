@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 NATIVE := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: setup build demo test lint bench docs clean
+.PHONY: setup build demo test lint bench docs sanitize clean
 
 setup: $(VENV)/.installed
 build: $(VENV)/.built
@@ -39,6 +39,14 @@ bench: build
 
 docs: build
 	$(PY) -m benchmarks tables
+
+# The CPU kernels once more, with every out-of-bounds access and undefined operation ending the tests.
+sanitize: $(VENV)/.installed
+	GENCORE_SANITIZE=address,undefined $(PY) setup.py --quiet build --build-lib build/sanitized
+	cp -r tests pyproject.toml build/sanitized
+	cd build/sanitized && LD_PRELOAD=$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so) \
+	ASAN_OPTIONS=detect_leaks=0 $(abspath $(PY)) -m pytest -q --only-impl cpu -k "not opcheck and not compile" \
+	tests/test_parity.py tests/test_determinism.py tests/test_poison.py tests/test_conv.py
 
 clean:
 	rm -rf build dist out *.egg-info gencore/*.so gencore/_build.json $(VENV)/.built

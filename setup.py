@@ -12,6 +12,8 @@ package works on its PyTorch and Triton implementations, and ``python -m gencore
 ``GENCORE_BUILD_CUDA`` decides about csrc/cuda, never the presence of a GPU: ``0`` leaves it out, ``1`` builds it or
 fails, ``auto`` (the default) builds it where nvcc and a CUDA build of torch are there. ``GENCORE_CUDA_ARCHS`` names the
 targets (default ``80;90;100``).
+
+``GENCORE_SANITIZE=address,undefined`` instruments the CPU kernels (``make sanitize``).
 """
 
 import json
@@ -50,6 +52,10 @@ COMMON_FLAGS = [
     "-Wno-maybe-uninitialized",
 ]
 
+SANITIZE = [f"-fsanitize={os.environ['GENCORE_SANITIZE']}"] if os.environ.get("GENCORE_SANITIZE") else []
+if SANITIZE:
+    COMMON_FLAGS += [*SANITIZE, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
+
 
 class BuildWithNinja(build_ext):
     """Writes one build.ninja for both libraries and runs it."""
@@ -83,7 +89,8 @@ class BuildWithNinja(build_ext):
                 "then `pip install --no-build-isolation gencore`"
             ) from error
 
-        work = ROOT / "build" / f"ninja-{platform.machine()}-torch{torch.__version__}"
+        kind = "sanitized" if SANITIZE else "ninja"
+        work = ROOT / "build" / f"{kind}-{platform.machine()}-torch{torch.__version__}"
         work.mkdir(parents=True, exist_ok=True)
         nvcc, cuda_reason = find_nvcc(torch)
         text = ninja_file(compiler, nvcc, output, Path(torch.__file__).parent, pybind11)
@@ -146,7 +153,7 @@ def ninja_file(compiler: str, nvcc: str | None, output: Path, torch_dir: Path, p
         "  deps = gcc",
         "  description = CXX $out",
         "rule link",
-        "  command = $cxx -shared $in -o $out $libs",
+        f"  command = {' '.join(['$cxx', '-shared', *SANITIZE])} $in -o $out $libs",
         "  description = LINK $out",
     ]
 

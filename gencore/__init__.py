@@ -4,6 +4,7 @@ from gencore import functional, memory, nn
 from gencore.dispatch import Explanation, UnsupportedImplementation, backend, explain
 from gencore.environment import Environment, env
 from gencore.models import create_model, list_models
+from gencore.patching import patch, unpatch
 
 __version__ = "0.1.0"
 
@@ -19,4 +20,6 @@ __all__ = [
     "list_models",
     "memory",
     "nn",
+    "patch",
+    "unpatch",
 ]

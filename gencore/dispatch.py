@@ -40,7 +40,7 @@ def backend(impl: str) -> Iterator[None]:
     Raises:
         ValueError: if ``impl`` is none of these.
     """
-    _check_name(impl, "backend")
+    check_name(impl, "backend")
     previous = _state.impl
     _state.impl = impl
     try:
@@ -118,7 +118,7 @@ class Op:
             for name, candidate in self.implementations.items():
                 if candidate.supports(*args, **kwargs) is None and candidate.slower(*args, **kwargs) is None:
                     return name
-        _check_name(impl, self.name)
+        check_name(impl, self.name)
         candidate = self.implementations.get(impl, _ABSENT)
         reason = candidate.supports(*args, **kwargs)
         if reason is not None:
@@ -187,14 +187,14 @@ def triton_slower(x: torch.Tensor) -> Reason:
 # --- state -----------------------------------------------------------------------------------------------------------
 
 
-def _check_name(impl: str, where: str) -> None:
+def check_name(impl: str, where: str) -> None:
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"{where}: impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
 
 
 _INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DEFAULT = os.environ.get("GENCORE_BACKEND", "auto")
-_check_name(_DEFAULT, "environment variable GENCORE_BACKEND")
+check_name(_DEFAULT, "environment variable GENCORE_BACKEND")
 
 
 class _State(threading.local):
