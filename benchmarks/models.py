@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.case import Cost
 from benchmarks.machine import measure_peaks
 from benchmarks.parity import FLOOR_ROUNDINGS, Verdict
+from benchmarks.plain_stylegan2 import FORMULATIONS, plain_stylegan2
 from benchmarks.result import Result, judge, provenance
 from benchmarks.runner import Progress, Settings, compare, using_threads
-from gencore.losses import bernoulli_nll, elbo_loss, logistic_discriminator, non_saturating_generator
-from gencore.models import DCGAN, create_model
-from gencore.train import GANTraining, VAETraining
+from gencore.losses import bernoulli_nll, elbo_loss, logistic_discriminator, non_saturating_generator, r1_penalty
+from gencore.models import DCGAN, StyleGAN2, create_model
+from gencore.train import GANTraining, StyleGANTraining, VAETraining
 
 Images = Tensor
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -36,11 +38,15 @@ class ModelCase:
         name: for :func:`gencore.create_model`, with ``options``.
         batch: images a step.
         quick: belongs to the ``--quick`` selection.
+        modes: what is timed.
+        rounds: at least so many, where the settings' are too many for seconds a call.
     """
 
     name: str
     batch: int
     quick: bool = False
+    modes: tuple[str, ...] = ("training step", "inference")
+    rounds: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -53,8 +59,12 @@ MODELS = (
     ModelCase("vae_64", 64),
     ModelCase("dcgan_32", 64),
     ModelCase("dcgan_64", 64),
+    ModelCase("stylegan2_256", 1, modes=("inference",)),
+    ModelCase("stylegan2_256", 4, modes=("inference",), rounds=5),
+    # Of every 16 steps all are training steps, four have a path length step too, and one an R1 step.
+    ModelCase("stylegan2_64", 4, modes=("training step", "R1 step", "path length step"), rounds=5),
 )
-MODES = ("training step", "inference")
+MODES = ("training step", "R1 step", "path length step", "inference")
 
 
 def run_models(
@@ -84,7 +94,7 @@ def run_models(
         peaks = measure_peaks(settings.device)
         for case in cases:
             if (names is None or case.name in names) and (case.quick or not settings.quick):
-                for mode in [m for m in MODES if settings.modes is None or m in settings.modes]:
+                for mode in [m for m in case.modes if settings.modes is None or m in settings.modes]:
                     progress(f"{case.name}  {case.label}  {mode}")
                     torch.compiler.reset()
                     results += _run_case(case, mode, settings)
@@ -117,15 +127,20 @@ def _run_case(case: ModelCase, mode: str, settings: Settings) -> Iterator[Result
     if not verdict.passed:
         yield replace(base, status=f"wrong: {verdict}")
         return
-    cost = _least_cost(plain, images, mode)
     layouts = settings.layouts or tuple(_FORMATS)
     ours = {layout: _call(own, images, mode, layout) for layout in layouts}
+    written = _as_written(plain)
+    cost = _least_cost(next(iter(written.values())), images, mode)
     peers = {
-        "eager" if layout == "contiguous" else f"eager, {layout}": _call(plain, images, mode, layout)
+        f"eager{how}" if layout == "contiguous" else f"eager{how}, {layout}": _call(model, images, mode, layout)
+        for how, model in written.items()
         for layout in _FORMATS
     }
     if settings.compiled:
-        peers["compile, channels_last"] = _call(plain, images, mode, "channels_last", compiled=True)
+        for how, model in written.items():
+            peers[f"compile{how}, channels_last"] = _call(model, images, mode, "channels_last", compiled=True)
+    if case.rounds is not None:
+        settings = replace(settings, rounds=min(case.rounds, settings.rounds))
     for row in compare(base, ours, peers, cost, settings):
         yield replace(row, layout=row.impl, impl="auto")
 
@@ -137,6 +152,14 @@ def _call(model: Any, images: Images, mode: str, layout: str, *, compiled: bool 
     if compiled:
         for part in model.children():
             part.compile(dynamic=False)
+    if isinstance(model, StyleGAN2) and mode != "inference":
+        style_training = StyleGANTraining(model.train())
+        match mode:
+            case "R1 step":
+                return lambda: style_training.r1_step(images)
+            case "path length step":
+                return lambda: style_training.path_step(len(images) // style_training.path_shrink)
+        return lambda: style_training.adversarial_step(images)
     if mode == "training step":
         training = GANTraining(model) if isinstance(model, DCGAN) else VAETraining(model)
         return lambda: training.step(images)
@@ -152,7 +175,16 @@ def _call(model: Any, images: Images, mode: str, layout: str, *, compiled: bool 
 
 def generate(model: Any, latent: Tensor) -> Images:
     """Images from latent codes."""
+    if isinstance(model, StyleGAN2):
+        return model(latent, noise="const")
     return model(latent) if isinstance(model, DCGAN) else model.decode(latent)
+
+
+def _as_written(plain: Any) -> dict[str, Any]:
+    """The plain network as people write it in PyTorch: by what distinguishes each way of writing it."""
+    if isinstance(plain, StyleGAN2):
+        return {f", {how}": plain_stylegan2(plain, how) for how in FORMULATIONS}
+    return {"": plain}
 
 
 def judge_parity(own: nn.Module, plain: nn.Module, images: Images, mode: str) -> Verdict:
@@ -160,11 +192,11 @@ def judge_parity(own: nn.Module, plain: nn.Module, images: Images, mode: str) ->
 
     The distance is that of the 2-norm, since single elements of a deep network's gradient hang on roundings.
     """
-    values = _gradients if mode == "training step" else _samples
-    oracle = values(copy.deepcopy(plain).double(), images.double())
+    plain = next(iter(_as_written(plain).values()))
+    oracle = _values(copy.deepcopy(plain).double(), images.double(), mode)
     errors = []
     for model in (own, plain):
-        found = values(copy.deepcopy(model), images)
+        found = _values(copy.deepcopy(model), images, mode)
         errors.append({name: _distance(found[name], exact) for name, exact in oracle.items()})
     ours, torchs = errors
     floor = 16 * FLOOR_ROUNDINGS * torch.finfo(images.dtype).eps
@@ -173,18 +205,33 @@ def judge_parity(own: nn.Module, plain: nn.Module, images: Images, mode: str) ->
     return Verdict(ours[worst] <= allowed, ours[worst], allowed, worst)
 
 
-def _gradients(model: Any, images: Images) -> dict[str, Tensor]:
-    model.train()
-    if isinstance(model, DCGAN):
-        fake = model(_latent(model, images))
-        real_logits, fake_logits = model.discriminator(images), model.discriminator(fake)
-        loss = logistic_discriminator(real_logits, fake_logits) + non_saturating_generator(fake_logits)
-    else:
-        # With the code at its mean: the two sides draw their noise from different generators.
-        logits, kl = model.eval()((images + 1) / 2)
-        loss = elbo_loss(bernoulli_nll(logits, (images + 1) / 2), kl)
+def _values(model: Any, images: Images, mode: str) -> dict[str, Tensor]:
+    if mode == "inference":
+        return _samples(model, images)
     names, weights = zip(*model.named_parameters(), strict=True)
-    return {f"gradient of {n}": g for n, g in zip(names, torch.autograd.grad(loss, weights), strict=True)}
+    gradients = torch.autograd.grad(_loss(model, images, mode), weights, allow_unused=True)
+    return {f"gradient of {n}": g for n, g in zip(names, gradients, strict=True) if g is not None}
+
+
+def _loss(model: Any, images: Images, mode: str) -> Tensor:
+    """Without noise, or with the same noise: the two sides draw theirs from different generators."""
+    model.train()
+    if isinstance(model, StyleGAN2):
+        if mode == "R1 step":
+            return r1_penalty(model.discriminator, images)
+        styles = model.generator.mapping(_latent(model, images))
+        fake = model.generator.synthesis(styles, "const")
+        if mode == "path length step":
+            noise = torch.randn(fake.shape, generator=torch.Generator().manual_seed(1)).to(fake)
+            (gradient,) = torch.autograd.grad((fake * noise).sum(), styles, create_graph=True)
+            return gradient.square().sum()
+    elif isinstance(model, DCGAN):
+        fake = model(_latent(model, images))
+    else:
+        logits, kl = model.eval()((images + 1) / 2)  # z at its mean
+        return elbo_loss(bernoulli_nll(logits, (images + 1) / 2), kl)
+    real_logits, fake_logits = model.discriminator(images), model.discriminator(fake)
+    return logistic_discriminator(real_logits, fake_logits) + non_saturating_generator(fake_logits)
 
 
 @torch.no_grad()
@@ -206,7 +253,15 @@ def _distance(value: Tensor, exact: Tensor) -> float:
 def _least_cost(plain: nn.Module, images: Images, mode: str) -> Cost:
     """Operations of all convolutions and matrix products; bytes of the images and the weights, once each."""
     call = _call(plain, images, mode, "contiguous")
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _EverythingTogether()
+    with counter:
         call()
     weights = sum(p.numel() * p.element_size() for p in plain.parameters())
     return Cost(float(counter.get_total_flops()), float(images.nbytes + weights))
+
+
+class _EverythingTogether(nullcontext[None]):
+    """Instead of torch's tracker of modules, whose hooks do not stand gradients of images that enter a module."""
+
+    parents = frozenset({"Global"})

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gencore
-from benchmarks import Report, Result, Settings, allocator, gpu_report, models, read_json, run
+from benchmarks import Report, Result, Settings, allocator, gpu_report, models, plain_stylegan2, read_json, run
 from benchmarks.__main__ import main
 from benchmarks.case import Call, Case, Cost, Inputs, Maker, Outputs, Problem, all_cases
 from benchmarks.compare import compare_reports
@@ -401,6 +401,34 @@ def test_a_model_with_wrong_gradients_is_refused() -> None:
     with torch.no_grad():
         own.decoder[1].bias += 0.01
     assert not models.judge_parity(own, plain, images, "inference").passed
+
+
+@pytest.mark.parametrize("mode", models.MODES)
+def test_a_stylegan2_with_wrong_values_is_refused(mode: str) -> None:
+    """Each mode's gate sees a wrong gradient or image where that mode would have it."""
+    options = {"resolution": 8, "latent": 8, "style": 8, "channel_budget": 64, "max_channels": 8}
+    torch.manual_seed(0)
+    own, plain = (gencore.create_model("stylegan2_64", layers=x, **options) for x in ("gencore", "torch"))
+    own.load_state_dict(plain.state_dict())
+    images = torch.randn(4, 3, 8, 8)
+    assert models.judge_parity(own, plain, images, mode).passed
+    part = own.discriminator.blocks["8"].conv1 if mode == "R1 step" else own.generator.synthesis.blocks["8"].conv0
+    part.register_forward_hook(lambda module, inputs, output: 1.001 * output)
+    assert not models.judge_parity(own, plain, images, mode).passed
+
+
+@pytest.mark.parametrize("formulation", plain_stylegan2.FORMULATIONS)
+def test_plain_stylegan2_is_stylegan2(formulation: str) -> None:
+    torch.manual_seed(0)
+    model = gencore.create_model("stylegan2_32", latent=8, style=8, channel_budget=256, max_channels=12).double()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("noise_strength", "bias")):
+            torch.nn.init.normal_(parameter)
+    plain = plain_stylegan2.plain_stylegan2(model, formulation)
+    fake = model(model.sample_latent(4), noise="const")
+    z = torch.randn(4, 8).double()
+    torch.testing.assert_close(plain(z, noise="const"), model(z, noise="const"), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(plain.discriminator(fake), model.discriminator(fake), rtol=1e-9, atol=1e-10)
 
 
 # --- comparing two files ---------------------------------------------------------------------------------------------

@@ -81,47 +81,46 @@ class StyleGANTraining(GrowingGANTraining):
             squared gradient) and path length.
         """
         images = self.begin(images)
+        metrics = self.adversarial_step(images)
+        if self.gamma and self.r1_every and self.steps % self.r1_every == 0:
+            self.r1_step(images)
+        if self.path_every and self.steps % self.path_every == 0:
+            self.path_step(max(len(images) // self.path_shrink, 1))
+        self.steps += 1
+        self.end(len(images))
+        return metrics | {"r1": self.last_r1, "path_length": self.last_path}
+
+    def adversarial_step(self, images: Tensor) -> dict[str, float]:
+        """One step of the discriminator, with R1 where that is not lazy, then one of the generator on the same z."""
         discriminator = self.model.discriminator
         fake, _ = self._generate(len(images))
-
         real_logits, fake_logits = discriminator(images), discriminator(fake.detach())
         loss_d = logistic_discriminator(real_logits, fake_logits)
-        regularize = self.gamma > 0 and self.steps % max(self.r1_every, 1) == 0
-        if regularize and self.r1_every == 0:
-            r1 = r1_penalty(discriminator, images)
-            update(self.optimizer_d, loss_d + self.gamma / 2 * r1)
-        else:
-            update(self.optimizer_d, loss_d)
-            if regularize:
-                r1 = r1_penalty(discriminator, images)
-                update(self.optimizer_d, self.gamma / 2 * r1 * self.r1_every)
-        if regularize:
-            self.last_r1 = r1.item()
+        update(self.optimizer_d, loss_d if self.r1_every or not self.gamma else loss_d + self._r1(images))
 
         discriminator.requires_grad_(False)  # the generator's step needs no gradient of the discriminator's weights
         loss_g = non_saturating_generator(discriminator(fake))
         update(self.optimizer_g, loss_g)
         discriminator.requires_grad_(True)
-        if self.path_every and self.steps % self.path_every == 0:
-            self._path_length_step(max(len(images) // self.path_shrink, 1))
-        self.steps += 1
-        self.end(len(images))
-
         accuracy = ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2
-        return {
-            "loss_d": loss_d.item(),
-            "loss_g": loss_g.item(),
-            "accuracy_d": accuracy.item(),
-            "r1": self.last_r1,
-            "path_length": self.last_path,
-        }
+        return {"loss_d": loss_d.item(), "loss_g": loss_g.item(), "accuracy_d": accuracy.item()}
 
-    def _path_length_step(self, count: int) -> None:
+    def r1_step(self, images: Tensor) -> None:
+        """A step of the discriminator's regulariser alone."""
+        update(self.optimizer_d, self._r1(images) * self.r1_every)
+
+    def path_step(self, count: int) -> None:
+        """A step of the generator's regulariser alone, on ``count`` new images."""
         fake, styles = self._generate(count)
         lengths = path_lengths(fake, styles, generator=self.generator)
         penalty, self.path_mean = path_length_penalty(lengths, self.path_mean)
         update(self.optimizer_g, self.path_weight * penalty * self.path_every)
         self.last_path = lengths.detach().mean().item()
+
+    def _r1(self, images: Tensor) -> Tensor:
+        penalty = r1_penalty(self.model.discriminator, images)
+        self.last_r1 = penalty.item()
+        return self.gamma / 2 * penalty
 
     def _generate(self, count: int) -> tuple[Tensor, Tensor]:
         """Images, and the styles that they were drawn from: of one z, or from some layer on of another."""
