@@ -47,7 +47,7 @@ def patch(model: Model, *, impl: str = "auto") -> Model:
 
 
 def unpatch(model: Model) -> Model:
-    """Undo :func:`patch`, in place: every drop-in without an activation of its own becomes ``torch.nn``'s layer again."""
+    """Undo :func:`patch`, in place. A drop-in with an activation of its own stays: it would lose it."""
     originals = {drop_in: original for original, drop_in in DROP_INS.items()}
     for module in model.modules():
         original = originals.get(type(module))
