@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import engines
 from benchmarks.case import Cost
 from benchmarks.machine import measure_peaks
 from benchmarks.parity import FLOOR_ROUNDINGS, Verdict
@@ -27,6 +28,7 @@ from gencore.models import DCGAN, StyleGAN2, create_model
 from gencore.train import GANTraining, StyleGANTraining, VAETraining
 
 Images = Tensor
+MODES = ("training step", "R1 step", "path length step", "inference")
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -59,12 +61,12 @@ MODELS = (
     ModelCase("vae_64", 64),
     ModelCase("dcgan_32", 64),
     ModelCase("dcgan_64", 64),
+    ModelCase("dcgan_64", 1, modes=("inference",)),
     ModelCase("stylegan2_256", 1, modes=("inference",)),
     ModelCase("stylegan2_256", 4, modes=("inference",), rounds=5),
     # Of every 16 steps all are training steps, four have a path length step too, and one an R1 step.
     ModelCase("stylegan2_64", 4, modes=("training step", "R1 step", "path length step"), rounds=5),
 )
-MODES = ("training step", "R1 step", "path length step", "inference")
 
 
 def run_models(
@@ -139,6 +141,7 @@ def _run_case(case: ModelCase, mode: str, settings: Settings) -> Iterator[Result
     if settings.compiled:
         for how, model in written.items():
             peers[f"compile{how}, channels_last"] = _call(model, images, mode, "channels_last", compiled=True)
+        peers |= _engines(plain, images, mode)
     if case.rounds is not None:
         settings = replace(settings, rounds=min(case.rounds, settings.rounds))
     for row in compare(base, ours, peers, cost, settings):
@@ -171,6 +174,26 @@ def _call(model: Any, images: Images, mode: str, layout: str, *, compiled: bool 
         return generate(model, latent)
 
     return infer
+
+
+def _engines(plain: Any, images: Images, mode: str) -> dict[str, Callable[[], Tensor]]:
+    """Inference on the engines that are installed, but for those that compute something else."""
+    if mode != "inference" or images.device.type != "cpu":
+        return {}
+    model = _Generate(copy.deepcopy(plain).eval())
+    latent = _latent(plain, images)
+    exact = _samples(copy.deepcopy(plain).double(), images.double())["images"]
+    calls = engines.inference_calls(model, latent)
+    return {name: call for name, call in calls.items() if _distance(call(), exact) < 1e-4}
+
+
+class _Generate(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent: Tensor) -> Images:
+        return generate(self.model, latent)
 
 
 def generate(model: Any, latent: Tensor) -> Images:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import gencore
-from benchmarks import Report, Result, Settings, allocator, gpu_report, models, plain_stylegan2, read_json, run
+from benchmarks import Report, Result, Settings, allocator, engines, gpu_report, models, plain_stylegan2, read_json, run
 from benchmarks.__main__ import main
 from benchmarks.case import Call, Case, Cost, Inputs, Maker, Outputs, Problem, all_cases
 from benchmarks.compare import compare_reports
@@ -509,3 +510,14 @@ def test_gpu_report_runs(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "A model, not a measurement" in out
     assert all(op in out for op in all_cases())
+
+
+def test_inference_engines_compute_the_same() -> None:
+    """Where they are installed; where they are not, their rows are left out."""
+    found = engines.available()
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    x = torch.randn(2, 3, 5, 5)
+    calls = engines.inference_calls(model, x)
+    assert set(calls) == set(found)
+    for call in calls.values():
+        torch.testing.assert_close(call(), model(x).detach(), rtol=1e-5, atol=1e-5)
