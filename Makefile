@@ -23,7 +23,7 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	touch $@
 
 demo: build
-	$(PY) -m gencore demo
+	TORCH_CPP_LOG_LEVEL=ERROR $(PY) -m gencore demo
 
 test: build lint
 	$(PY) -m pytest -n 2

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("env", help="what is installed, what is missing, why, and how to mend it")
     demo = commands.add_parser("demo", help="time the ops, train a VAE and a DCGAN on digits, write a report")
     demo.add_argument("--out", default="out/demo", metavar="FOLDER", help="for pictures and report (%(default)s)")
-    demo.add_argument("--seconds", type=float, default=155.0, help="time for training (%(default)s)")
+    demo.add_argument("--seconds", type=float, default=220.0, help="time for everything (%(default)s)")
     demo.add_argument("--steps", type=int, help="at most this many training steps a model, for a quick look")
     demo.add_argument("--no-op-table", action="store_true", help="leave the timing of single ops out")
     gallery = commands.add_parser("gallery", help="train one model on real pictures, and draw what it learned")

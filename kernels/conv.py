@@ -34,6 +34,7 @@ def convolution(
     bias: Tensor | None,
     residual: Tensor | None,
     slopes: Tensor | None,
+    scale: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -43,12 +44,13 @@ def convolution(
     negative_slope: float,
     y: Tensor,
 ) -> None:
-    """Write y = act(convolution(x, weight) + bias + residual).
+    """Write y = act(scale convolution(x, weight) + bias + residual).
 
     Args:
         x, y, residual: ``[N, C, ...]``, ``[N, O, ...]``, ``[N, O, ...]`` with 0 to 3 spatial dimensions, one dtype.
         weight: ``[O, C / groups, ...]``, transposed ``[C, O / groups, ...]``.
         bias, slopes: ``[O]`` or None; slopes are PReLU's.
+        scale: ``[N, O]``, any strides, or None.
         activation: its number in ``gencore.ops._activation``.
     """
     if y.numel() == 0:
@@ -72,8 +74,10 @@ def convolution(
 
     with on_device(x):
         _convolve[grid](
-            x, packed, bias, residual, slopes, y, taps.to(x.device), phases.to(x.device), *x.stride(), *y.stride(),
-            *((0,) * 5 if residual is None else residual.stride()), *x.shape[2:], x.shape[0], in_channels,
+            x, packed, bias, residual, slopes, scale, y, taps.to(x.device), phases.to(x.device),
+            *x.stride(), *y.stride(),
+            *((0,) * 5 if residual is None else residual.stride()),
+            *((0, 0) if scale is None else scale.stride()), *x.shape[2:], x.shape[0], in_channels,
             out_channels, packed.shape[1], *step, *spread, float(negative_slope),
             ACTIVATION=activation, LONG=max(x.numel(), y.numel()) >= INT32_LIMIT,
         )  # fmt: skip
@@ -191,7 +195,8 @@ def _of_dtype(configs: list[triton.Config], arguments: dict[str, Any], **_: Any)
     return [config for config in configs if config in fitting]
 
 
-# x: [N, C, D, H, W]. weight: [groups, taps, C / groups, O / groups] dense. bias, slopes: [O]. y, residual: [N, O, ...].
+# x: [N, C, D, H, W]. weight: [groups, taps, C / groups, O / groups] dense. bias, slopes: [O]. scale: [N, O].
+# y, residual: [N, O, ...].
 # taps: [T, 4] and phases: [P, 8], int32.
 @tuned(
     [*_FLOAT_CONFIGS, *_HALF_CONFIGS],
@@ -200,8 +205,8 @@ def _of_dtype(configs: list[triton.Config], arguments: dict[str, Any], **_: Any)
 )
 @triton.jit
 def _convolve(
-    x, weight, bias, residual, slopes, y, taps, phases,
-    x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w,
+    x, weight, bias, residual, slopes, scale, y, taps, phases,
+    x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w, s_n, s_c,
     depth, height, width, images, in_channels, out_channels, kernel_taps, step_d, step_h, step_w,
     spread_d, spread_h, spread_w, negative_slope,
     ACTIVATION: tl.constexpr, LONG: tl.constexpr,
@@ -241,9 +246,11 @@ def _convolve(
     o_w = m_w * spread_w + tl.load(phase + 4)
     mask = real[:, None] & (out < out_channels)[None, :]
     channel = group * out_channels + out
+    wide = _wide(channel, LONG)[None, :]
+    if scale is not None:
+        total *= tl.load(scale + image[:, None] * s_n + wide * s_c, mask=mask, other=0.0).to(tl.float32)
     if bias is not None:
         total += tl.load(bias + channel, mask=out < out_channels, other=0.0).to(tl.float32)[None, :]
-    wide = _wide(channel, LONG)[None, :]
     if residual is not None:
         offset = (image * r_n + o_d * r_d + o_h * r_h + o_w * r_w)[:, None] + wide * r_c
         total += tl.load(residual + offset, mask=mask, other=0.0).to(tl.float32)

@@ -64,6 +64,8 @@ def _parameters(names: list[str], test_marks: set[str], only: str | None) -> Ite
         for target in targets:
             if target.impl not in spec.implementations or (only and target.impl != only):
                 continue
+            if INTERPRETED and not spec.interpreted:
+                continue
             if "kernels_only" in test_marks and target.impl == "reference":
                 continue
             if "float64_only" in test_marks and torch.float64 not in target.dtypes:

@@ -79,6 +79,8 @@ class OpSpec:
         large_bytes: the memory that ``large`` needs.
         gradgradcheck: whether second derivatives are offered.
         raw_ops: how many registered ops a call and its gradient go through; 1 where an op's gradient is the op itself.
+        interpreted: whether Triton's interpreter runs the generic tests; False where another spec has the same kernel.
+        autocast: whether ``torch.autocast`` runs the op in the lower dtype, as PyTorch's own; else it changes nothing.
         same_bits_at_any_thread_count: whether the CPU result is promised to be independent of the thread count.
     """
 
@@ -97,6 +99,8 @@ class OpSpec:
     large_bytes: int = 0
     gradgradcheck: bool = True
     raw_ops: int = 2
+    interpreted: bool = True
+    autocast: bool = False
     same_bits_at_any_thread_count: bool = True
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from benchmarks.case import Call, Case, Cost, Inputs, Maker, Outputs, Problem, a
 from benchmarks.compare import compare_reports
 from benchmarks.machine import Peaks
 from benchmarks.measure import pairwise_ratio, peak_bytes, spread, time_in_turn
-from benchmarks.parity import Gate, relative_error
+from benchmarks.parity import Gate, Verdict, relative_error
 from benchmarks.result import judge
 from benchmarks.runner import compare, contenders, run_case
 from benchmarks.tables import committed_report, documents, generate, rows_of, write_tables
@@ -31,6 +33,15 @@ FAST = Settings(compiled=False, seconds=0.0, rounds=3)
 def made_up_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine is not measured in tests: others may be using it."""
     monkeypatch.setattr("benchmarks.runner.measure_peaks", lambda device: PEAKS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine would take most of the time of these tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Scale(Case):
@@ -430,6 +441,38 @@ def test_plain_stylegan2_is_stylegan2(formulation: str) -> None:
     z = torch.randn(4, 8).double()
     torch.testing.assert_close(plain(z, noise="const"), model(z, noise="const"), rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(plain.discriminator(fake), model.discriminator(fake), rtol=1e-9, atol=1e-10)
+
+
+def test_model_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.models.measure_peaks", lambda device: PEAKS)
+    cases = (models.ModelCase("vae_mlp", 4, options={"hidden": 16}),)
+    rows = models.run_models(cases=cases, settings=FAST, threads=1)
+    assert {(r.mode, r.layout, r.peer) for r in rows if "eager" in r.peer} == set(
+        itertools.product(cases[0].modes, ("contiguous", "channels_last"), ("eager", "eager, channels_last"))
+    )
+    assert all(r.status == "ok" and r.kind == "model" and r.flops > 0 and r.ratio > 0 for r in rows)
+    with pytest.raises(ValueError, match="unheard_of"):
+        models.run_models(["unheard_of"])
+
+
+def test_a_unit_at_its_kink_refuses_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict that hangs on one batch is asked for again on another; one that stands on all of them holds."""
+    verdicts = [Verdict(False, 3e-3, 7e-6, "gradient of a"), Verdict(True, 1e-6, 7e-6, "gradient of b")]
+    seen = []
+
+    def judge(own: object, plain: object, images: torch.Tensor, latent: torch.Tensor, mode: str) -> Verdict:
+        seen.append(images)
+        return verdicts[min(len(seen), len(verdicts)) - 1]
+
+    monkeypatch.setattr(models, "_judge_batch", judge)
+    model = gencore.models.create_model("dcgan_32", width=4)
+    images = torch.rand(2, 3, 32, 32)
+    assert models.judge_parity(model, model, images, "training step").passed
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+    del verdicts[1], seen[:]
+    assert not models.judge_parity(model, model, images, "training step").passed
+    assert len(seen) == models.BATCHES
 
 
 # --- comparing two files ---------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_compiled_is_eager(spec: OpSpec, target: Target, layout: str) -> None:
         for what, a, b in zip(("outputs", "gradients", "buffers"), compiled, eager, strict=True):
             for x, y in zip(a, b, strict=True):
                 torch.testing.assert_close(
-                    x, y, rtol=2e-6, atol=2e-6, msg=lambda m, w=what, s=sample: f"{s.name} {w}: {m}"
+                    x, y, rtol=5e-6, atol=5e-6, msg=lambda m, w=what, s=sample: f"{s.name} {w}: {m}"
                 )
                 # A gradient that is passed through has the layout in which it came, which compiling changes.
                 if what == "outputs" and target.impl != "reference":

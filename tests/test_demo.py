@@ -173,9 +173,26 @@ def test_demo_from_an_installed_package(tmp_path, monkeypatch):
     assert page.count("data:image/png") == 8
 
 
+def test_demo_keeps_to_its_time(tmp_path, monkeypatch):
+    given = []
+
+    def fit(training, images, *, steps, seconds, **options):
+        given.append((steps, seconds))
+        training.history.append(training.step(images[:2]))
+
+    monkeypatch.setattr(gencore.apps.demo, "fit", fit)
+    monkeypatch.setattr(gencore.apps.demo, "find_spec", lambda name: None)
+    run_demo(tmp_path, seconds=100)
+    assert [steps for steps, _ in given] == [2500, 2500, 4800]
+    first, second, last = (seconds for _, seconds in given)
+    assert 0 < first < 16
+    assert 0 < second < 20
+    assert 30 - 10 < last < 92
+
+
 def test_demo_refuses(tmp_path, monkeypatch, capsys):
     assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 2
-    assert "must be positive, got seconds=155.0, steps=0" in capsys.readouterr().err
+    assert "must be positive, got seconds=220.0, steps=0" in capsys.readouterr().err
     monkeypatch.setattr(gencore.optional, "find_spec", lambda name: None)
     assert main(["demo", "--steps", "1", "--out", str(tmp_path)]) == 2
     assert "needs the package matplotlib; `pip install 'gencore[bench]'`" in capsys.readouterr().err

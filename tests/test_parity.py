@@ -100,7 +100,8 @@ def test_cotangents_in_any_layout(spec: OpSpec, target: Target, layout: str) -> 
             dense = vectors[one].contiguous()
             wanted = torch.autograd.grad(outputs[one], inputs, dense, retain_graph=True, allow_unused=True)
             for a, b in zip(got, wanted, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, equal_nan=True)
+                # PyTorch's own sums, such as that of a bias's gradient, go in another order in another layout.
+                torch.testing.assert_close(a, b, rtol=4e-6, atol=4e-6, equal_nan=True)
 
 
 @pytest.mark.second_order

@@ -112,10 +112,11 @@ void pack(const Tensor& weight, int64_t groups, bool columns_first, Tensor packe
   run_conv_pack(args);
 }
 
-void forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
-             const std::optional<Tensor>& residual, const std::optional<Tensor>& slopes, int64_t groups,
-             const Sizes& kernel, const Sizes& stride, const Sizes& padding, const Sizes& dilation, bool transposed,
-             int64_t activation, double negative_slope, Tensor y) {
+void forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& scale,
+             const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+             const std::optional<Tensor>& slopes, int64_t groups, const Sizes& kernel, const Sizes& stride,
+             const Sizes& padding, const Sizes& dilation, bool transposed, int64_t activation, double negative_slope,
+             Tensor y) {
   const ScalarType type = x.scalar_type();
   ConvForwardArgs args{};
   args.dtype = conv_dtype(x, "x");
@@ -138,6 +139,11 @@ void forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
   run_conv_pack(expected);
   check_dense(packed, "packed", ScalarType::Byte, bytes);
   args.packed = packed.const_data_ptr();
+  if (scale) {
+    args.scale_per_sample = scale->dim() == 2;
+    check_dense(*scale, "scale", compute_type(type), args.scale_per_sample ? out.batch * out.channels : out.channels);
+    args.scale = scale->const_data_ptr();
+  }
   if (bias) {
     check_dense(*bias, "bias", compute_type(type), out.channels);
     args.bias = bias->const_data_ptr();
@@ -198,8 +204,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
   m.def("conv_packed_bytes(Tensor weight, int groups, bool columns_first) -> int");
   m.def("conv_pack(Tensor weight, int groups, bool columns_first, Tensor(a!) packed) -> ()");
   m.def(
-      "conv_forward(Tensor x, Tensor packed, Tensor? bias, Tensor? residual, Tensor? slopes, int groups, int[] kernel, "
-      "int[] stride, int[] padding, int[] dilation, bool transposed, int activation, float negative_slope, "
+      "conv_forward(Tensor x, Tensor packed, Tensor? scale, Tensor? bias, Tensor? residual, Tensor? slopes, int "
+      "groups, "
+      "int[] kernel, int[] stride, int[] padding, int[] dilation, bool transposed, int activation, float "
+      "negative_slope, "
       "Tensor(a!) y) -> ()");
   m.def(
       "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "

@@ -28,13 +28,16 @@ struct ConvShape {
   int64_t in_size[3], out_size[3], kernel[3], stride[3], padding[3], dilation[3];
 };
 
-// y = activation(conv(x) + bias + residual). Images are [batch, channels, depth, height, width], contiguous, or the
-// same in channels_last. bias and slopes are float (double for float64). dtype: float32, float64 or bfloat16.
+// y = activation(scale conv(x) + bias + residual). Images are [batch, channels, depth, height, width], contiguous, or
+// the same in channels_last. scale, bias and slopes are float (double for float64). dtype: float32, float64 or
+// bfloat16.
 struct ConvForwardArgs {
   ConvShape shape;
   bool transposed;
   const void* x;
-  const void* packed;    // from conv_pack
+  const void* packed;  // from conv_pack
+  const void* scale;   // [out_channels] or [batch, out_channels], or null
+  bool scale_per_sample;
   const void* bias;      // [out_channels], or null
   const void* residual;  // as y, or null
   const void* slopes;    // [out_channels], for PReLU

@@ -1,4 +1,4 @@
-#include "cpu/conv_tile.h"
+#include "cpu/conv_few.h"
 #include "gencore/parallel.h"
 
 namespace gencore::GENCORE_ISA {
@@ -29,9 +29,10 @@ struct Forward {
   struct Work {  // one thread's arrays
     Pixel* pixels;
     Pixel* phase_pixels;
-    const T** rows;   // [tap][capacity]
-    T** out;          // [phase][capacity]
-    int64_t* counts;  // [phase]
+    const T** rows;     // [tap][capacity]
+    T** out;            // [phase][capacity]
+    const Sum** scale;  // [phase][capacity]
+    int64_t* counts;    // [phase]
     Segment<T>* segments;
     Sum* partial;
     Sum* bias;
@@ -54,6 +55,7 @@ struct Forward {
     w.phase_pixels = arena.take<Pixel>(capacity);
     w.rows = arena.take<const T*>(g.taps * capacity);
     w.out = arena.take<T*>(g.phases * capacity);
+    if (args.scale) w.scale = arena.take<const Sum*>(g.phases * capacity);
     w.counts = arena.take<int64_t>(g.phases);
     w.segments = arena.take<Segment<T>>(g.taps * length_cuts());
     w.partial = arena.take<Sum>(capacity * layout.block);
@@ -127,6 +129,9 @@ struct Forward {
         }
         w.phase_pixels[count] = w.pixels[i];
         out[count] = y + offset;
+        if (w.scale)
+          w.scale[p * capacity + count] = static_cast<const Sum*>(args.scale) +
+                                          (args.scale_per_sample ? w.pixels[i].batch * shape.out_channels : 0);
         count += inside;
       }
       w.counts[p] = count;
@@ -151,6 +156,7 @@ struct Forward {
     e.channels = static_cast<int>(smaller(layout.columns - first, width));
     const int64_t channel = group * layout.columns + first;
     e.channel = args.y_channels_last ? channel : 0;
+    e.scale_channel = channel;
     e.bias = padded(args.bias, channel, e.channels, w.bias);
     e.slopes = padded(args.slopes, channel, e.channels, w.slopes);
     e.activation = args.activation;
@@ -167,10 +173,23 @@ struct Forward {
     // A pass may take this much of the reduction; even, because bfloat16 goes in pairs.
     const int64_t pass_length = larger(2, kPanelBytes / (width * static_cast<int64_t>(sizeof(T))) / 2 * 2);
     const bool late = is_transcendental(args.activation);
+    const bool few = layout.few();
     for (int64_t p = 0; p < g.phases; p++) {
       const Phase& phase = g.phase[p];
       e.out = w.out + p * capacity;
+      if (args.scale) e.scale = w.scale + p * capacity;
       e.resume = false;
+      if constexpr (sizeof(T) == 4) {
+        if (few) {
+          for (int64_t tap = 0; tap < phase.tap_count; tap++) {
+            const int64_t slot = phase.tap_begin + tap;
+            w.segments[tap] = {w.rows + slot * capacity, panels + g.tap[slot].index * layout.tap_size(b), zeros,
+                               group * layout.length, layout.length};
+          }
+          run_few(w.segments, phase.tap_count, w.counts[p], e.channels, e);
+          continue;
+        }
+      }
       int64_t tap = 0, k = 0;
       do {
         int64_t count = 0, room = pass_length;

@@ -12,19 +12,24 @@ GENCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 GENCORE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 GENCORE_INLINE int64_t product(const int64_t (&v)[3]) { return v[0] * v[1] * v[2]; }
 
-// Panels: columns come in blocks of kMaxVectors vectors; the last block may have fewer.
+// Panels: columns come in blocks of kMaxVectors vectors; the last block may have fewer. One to four float32 columns are
+// kept as rows instead, [tap][column][length rounded up to a vector], for conv_few.h.
 template <class T>
 struct PanelLayout {
   int64_t groups, columns, length, taps;  // columns and length (of the reduction) in one group
   static constexpr int64_t lanes = Tile<T>::lanes;
   static constexpr int64_t block = kMaxVectors * lanes;
-  int64_t padded_length() const { return ceil_div(length, Tile<T>::pack) * Tile<T>::pack; }
+  bool few() const { return sizeof(T) == 4 && columns <= 4 && length >= lanes; }
+  int64_t padded_length() const {
+    const int64_t unit = few() ? lanes : Tile<T>::pack;
+    return ceil_div(length, unit) * unit;
+  }
   int64_t blocks() const { return ceil_div(columns, block); }
   int vectors(int64_t b) const { return static_cast<int>(ceil_div(smaller(columns - b * block, block), lanes)); }
-  int64_t group_size() const { return taps * padded_length() * ceil_div(columns, lanes) * lanes; }
+  int64_t group_size() const { return taps * padded_length() * (few() ? columns : ceil_div(columns, lanes) * lanes); }
   int64_t size() const { return groups * group_size(); }
   int64_t offset(int64_t group, int64_t b) const { return group * group_size() + b * block * taps * padded_length(); }
-  int64_t tap_size(int64_t b) const { return padded_length() * vectors(b) * lanes; }
+  int64_t tap_size(int64_t b) const { return padded_length() * (few() ? columns : vectors(b) * lanes); }
 };
 
 // Where a pixel's row of channels starts.
@@ -175,9 +180,12 @@ inline void list_pixels(const Box& box, bool batch_inside, Pixel* pixels) {
 template <class T>
 inline void list_rows(const Geometry& g, const Tap* taps, int64_t tap_count, const Pixel* pixels, int64_t count,
                       const T* x, const PixelStrides& strides, const T* zeros, const T** rows, int64_t stride) {
-  int64_t low[3] = {0, 0, 0}, high[3] = {0, 0, 0};
+  // Most pixels are inside at every tap; for these, one addition a tap.
+  constexpr int64_t kTaps = 64;
+  int64_t low[3] = {0, 0, 0}, high[3] = {0, 0, 0}, shift[kTaps];
   for (int64_t t = 0; t < tap_count; t++)
     for (int a = 0; a < 3; a++) {
+      if (t < kTaps) shift[t] = (a ? shift[t] : 0) + taps[t].offset[a] * strides.axis[a];
       low[a] = t ? smaller(low[a], taps[t].offset[a]) : taps[t].offset[a];
       high[a] = t ? larger(high[a], taps[t].offset[a]) : taps[t].offset[a];
     }
@@ -188,6 +196,10 @@ inline void list_rows(const Geometry& g, const Tap* taps, int64_t tap_count, con
       at[a] = pixels[i].at[a] * g.input_step[a];
       base += at[a] * strides.axis[a];
       inside &= at[a] + low[a] >= 0 && at[a] + high[a] < g.shape.in_size[a];
+    }
+    if (inside && tap_count <= kTaps) {
+      for (int64_t t = 0; t < tap_count; t++) rows[t * stride + i] = x + base + shift[t];
+      continue;
     }
     for (int64_t t = 0; t < tap_count; t++) {
       int64_t offset = base;

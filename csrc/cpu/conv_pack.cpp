@@ -22,6 +22,12 @@ void pack_panel(const T* from, int64_t column_stride, int64_t length_stride, int
   }
 }
 
+int64_t tap_offset(const ConvPackArgs& args, int64_t tap) {
+  const int64_t d = tap / (args.kernel[1] * args.kernel[2]), h = tap / args.kernel[2] % args.kernel[1],
+                w = tap % args.kernel[2];
+  return d * args.kernel_stride[0] + h * args.kernel_stride[1] + w * args.kernel_stride[2];
+}
+
 template <class T>
 void pack(const ConvPackArgs& args) {
   const int64_t columns = args.columns_first ? args.size0 : args.size1;
@@ -34,6 +40,17 @@ void pack(const ConvPackArgs& args) {
   if (!args.packed) return;
   const T* weight = static_cast<const T*>(args.weight);
   T* packed = static_cast<T*>(args.packed);
+  if (layout.few()) {
+    const int64_t padded = layout.padded_length();
+    parallel_for(0, args.groups * taps * columns, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; row++) {
+        const int64_t n = row % columns, tap = row / columns % taps, group = row / columns / taps;
+        const T* from = weight + group * args.size0 * args.stride0 + n * column_stride + tap_offset(args, tap);
+        for (int64_t k = 0; k < padded; k++) packed[row * padded + k] = k < length ? from[k * length_stride] : T{};
+      }
+    });
+    return;
+  }
   // A panel is cut along its length too, so that all taps of a few input rows are taken while their lines are in cache.
   constexpr int64_t kRows = 64;
   const int64_t cuts = ceil_div(length, kRows), blocks = layout.blocks();
@@ -44,10 +61,7 @@ void pack(const ConvPackArgs& args) {
       const T* from = weight + group * args.size0 * args.stride0 + first * column_stride + k * length_stride;
       T* to = packed + layout.offset(group, b) + k * width;
       for (int64_t tap = 0; tap < taps; tap++) {
-        const int64_t d = tap / (args.kernel[1] * args.kernel[2]), h = tap / args.kernel[2] % args.kernel[1],
-                      w = tap % args.kernel[2];
-        const int64_t at = d * args.kernel_stride[0] + h * args.kernel_stride[1] + w * args.kernel_stride[2];
-        pack_panel(from + at, column_stride, length_stride, smaller(columns - first, width), width,
+        pack_panel(from + tap_offset(args, tap), column_stride, length_stride, smaller(columns - first, width), width,
                    smaller(length - k, kRows), to + tap * layout.tap_size(b));
       }
     }

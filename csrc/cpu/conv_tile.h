@@ -1,5 +1,5 @@
-// One block of output channels for a list of pixels: all taps through the register tile, then bias, residual and
-// activation while the sums are still in registers.
+// One block of output channels for a list of pixels: all taps through the register tile, then scale, bias, residual
+// and activation while the sums are still in registers.
 #pragma once
 
 #include "cpu/conv_geometry.h"
@@ -16,14 +16,16 @@ struct Epilogue {
   int channels;        // how many of the block's columns are real
   ptrdiff_t residual;  // bytes from an output row to its residual row
   bool has_residual;
-  const Sum* bias;    // padded to whole vectors, or null
-  const Sum* slopes;  // padded to whole vectors, for PReLU
+  const Sum* const* scale;  // one row of factors a pixel, at channel 0, or null
+  int64_t scale_channel;    // the block's first channel there
+  const Sum* bias;          // padded to whole vectors, or null
+  const Sum* slopes;        // padded to whole vectors, for PReLU
   Activation activation;
   Sum negative_slope;
   // Sums between passes, [pixel][width]: where the panels of all taps exceed the cache, the taps come in several
   // passes.
   Sum* partial;
-  bool resume;  // start from `partial`
+  bool resume;  // add `partial`
   bool finish;  // apply the epilogue; else leave the sums in `partial`
 };
 
@@ -48,7 +50,9 @@ GENCORE_INLINE vdouble transcendental(vdouble v, Activation a) {
 }
 
 template <class T, class V>
-GENCORE_INLINE V apply_bias_residual(const Epilogue<T>& e, V v, const T* out, int column, int lanes) {
+GENCORE_INLINE V apply_scale_bias_residual(const Epilogue<T>& e, V v, int64_t pixel, const T* out, int column,
+                                           int lanes) {
+  if (e.scale) v *= load_lanes(e.scale[pixel] + e.scale_channel + column, lanes);
   if (e.bias) v += load_vector<V>(e.bias + column);
   if (e.has_residual)
     v += load_lanes(reinterpret_cast<const T*>(reinterpret_cast<const char*>(out) + e.residual), lanes);
@@ -74,17 +78,13 @@ void run_tile(const Segment<T>* segments, int64_t count, int64_t pixel, const Ep
   using V = typename Tile<T>::V;
   constexpr int lanes = Tile<T>::lanes, width = NV * lanes;
   V sum[MR][NV];
-#pragma GCC unroll 12
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) sum[i][j] = V{};
+  multiply_segments<T, native, MR, NV>(segments, count, pixel, sum);
   if (e.resume) {
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) sum[i][j] = load_vector<V>(e.partial + (pixel + i) * width + j * lanes);
+      for (int j = 0; j < NV; j++) sum[i][j] += load_vector<V>(e.partial + (pixel + i) * width + j * lanes);
   }
-  multiply_segments<T, native, MR, NV>(segments, count, pixel, sum);
   if (!e.finish) {
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++)
@@ -98,14 +98,14 @@ void run_tile(const Segment<T>* segments, int64_t count, int64_t pixel, const Ep
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
       const int n = j + 1 < NV ? lanes : e.channels - j * lanes;
-      V v = apply_bias_residual(e, sum[i][j], out + j * lanes, j * lanes, n);
+      V v = apply_scale_bias_residual(e, sum[i][j], pixel + i, out + j * lanes, j * lanes, n);
       v = apply_simple_activation(e, v, j * lanes);
       store_lanes(out + j * lanes, v, n);
     }
   }
 }
 
-// Bias, residual and activation from `partial`, for the activations that are too long to stand in every tile.
+// Scale, bias, residual and activation from `partial`, for the activations that are too long to stand in every tile.
 template <class T>
 void finish_rows(const Epilogue<T>& e, int64_t pixels, int vectors) {
   using V = typename Tile<T>::V;
@@ -115,7 +115,7 @@ void finish_rows(const Epilogue<T>& e, int64_t pixels, int vectors) {
     for (int j = 0; j < vectors; j++) {
       const int n = static_cast<int>(smaller(lanes, e.channels - j * lanes));
       V v = load_vector<V>(e.partial + (pixel * vectors + j) * lanes);
-      v = apply_bias_residual(e, v, out + j * lanes, j * lanes, n);
+      v = apply_scale_bias_residual(e, v, pixel, out + j * lanes, j * lanes, n);
       store_lanes(out + j * lanes, transcendental(v, e.activation), n);
     }
   }

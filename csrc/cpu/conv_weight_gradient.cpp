@@ -12,6 +12,10 @@ constexpr int64_t kTablePointers = 8192;
 // Independent parts of the weight below which the pixels are split too. A constant, so that no sum depends on the
 // number of threads.
 constexpr int64_t kTasks = 16;
+// Sums of sums of sums: pixels that meet in one register, and boxes that meet in one sum before that goes into the
+// total. Rounding errors then grow with the root of the longest of the three, as in the tile.
+constexpr int64_t kRunPixels = 64;
+constexpr int64_t kRunBoxes = 16;
 
 GENCORE_INLINE float to_sum(float v) { return v; }
 GENCORE_INLINE double to_sum(double v) { return v; }
@@ -22,19 +26,28 @@ GENCORE_INLINE float to_sum(bfloat16 v) {
   return result;
 }
 
-// sums[i][j] += sum over pixels of rows[p][offset + i] * panel[p][j]. The sum over one box is formed in registers and
-// added once: in float32 the error grows with the box and the number of boxes, not with their product.
+// sums[i][j] += sum over pixels of rows[p][offset + i] * panel[p][j]. Runs of pixels are summed in registers, their
+// sums on the stack, and the sum over the box is added once.
 template <class T, int MR, int NV>
 void outer_product(const T* const* rows, int64_t offset, int64_t pixels, const typename Tile<T>::Sum* panel,
                    typename Tile<T>::Sum* sums) {
   using V = typename Tile<T>::V;
   constexpr int lanes = Tile<T>::lanes, width = NV * lanes;
-  V sum[MR][NV];
+  V sum[MR][NV], total[MR][NV];
 #pragma GCC unroll 12
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) sum[i][j] = V{};
   for (int64_t p = 0; p < pixels; p++) {
+    if (p % kRunPixels == 0 && p > 0) {
+#pragma GCC unroll 12
+      for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) {
+          total[i][j] = p > kRunPixels ? total[i][j] + sum[i][j] : sum[i][j];
+          sum[i][j] = V{};
+        }
+    }
     const T* a = rows[p] + offset;
     V b[NV];
 #pragma GCC unroll 4
@@ -51,7 +64,8 @@ void outer_product(const T* const* rows, int64_t offset, int64_t pixels, const t
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
       auto* to = sums + i * width + j * lanes;
-      store_vector(to, load_vector<V>(to) + sum[i][j]);
+      const V whole = pixels > kRunPixels ? total[i][j] + sum[i][j] : sum[i][j];
+      store_vector(to, load_vector<V>(to) + whole);
     }
 }
 
@@ -109,7 +123,8 @@ struct WeightGradient {
     const T** gathered_rows;  // [tap][capacity]
     const T** dense_rows;     // [capacity]
     Sum* panel;               // [capacity][block]
-    Sum* sums;                // [tap][row_block][block]
+    Sum* sums;                // [tap][row_block][block], of a run of boxes
+    Sum* total;               // the same, of all the task's boxes
     T* staged_dense;
     T* staged_gathered;
   };
@@ -134,7 +149,8 @@ struct WeightGradient {
     w.gathered_rows = arena.take<const T*>(g.taps * capacity);
     w.dense_rows = arena.take<const T*>(capacity);
     w.panel = arena.take<Sum>(capacity * columns.block);
-    if (splits == 1) w.sums = arena.take<Sum>(item_size());
+    w.sums = arena.take<Sum>(item_size());
+    if (splits == 1) w.total = arena.take<Sum>(item_size());
     if (!args.dense_channels_last) w.staged_dense = arena.take<T>(capacity * dense_block());
     if (!args.gathered_channels_last)
       w.staged_gathered = arena.take<T>(boxes.step[0] * box_rows(0) * box_rows(1) * box_rows(2) * gathered_block());
@@ -248,11 +264,17 @@ struct WeightGradient {
   void run_task(int64_t task, Work& w) const {
     const int64_t index = task / splits, split = task % splits;
     const Item item = item_at(index);
-    Sum* sums = splits == 1 ? w.sums : partial + (split * items + index) * item_size();
-    std::memset(sums, 0, item_size() * sizeof(Sum));
-    for (int64_t b = boxes.number * split / splits; b < boxes.number * (split + 1) / splits; b++)
-      run_box(box_at(boxes, shape.batch, shape.out_size, b), item, w, sums);
-    if (splits == 1) write(item, sums);
+    Sum* total = splits == 1 ? w.total : partial + (split * items + index) * item_size();
+    const int64_t begin = boxes.number * split / splits, end = boxes.number * (split + 1) / splits;
+    for (int64_t first = begin; first < end; first += kRunBoxes) {
+      Sum* sums = first == begin ? total : w.sums;
+      std::memset(sums, 0, item_size() * sizeof(Sum));
+      for (int64_t b = first; b < smaller(end, first + kRunBoxes); b++)
+        run_box(box_at(boxes, shape.batch, shape.out_size, b), item, w, sums);
+      if (first == begin) continue;
+      for (int64_t i = 0; i < item_size(); i++) total[i] += sums[i];
+    }
+    if (splits == 1) write(item, total);
   }
 
   void run() {

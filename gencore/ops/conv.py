@@ -10,6 +10,7 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._activation import CONV_ACTIVATIONS
+from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
 from gencore.reference.activation import activate
@@ -26,6 +27,7 @@ def conv1d(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    scale: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "identity",
     negative_slope: float = 0.01,
@@ -33,7 +35,7 @@ def conv1d(
     impl: str = "auto",
 ) -> Tensor:
     """:func:`conv2d` on ``[N, C, L]`` (or ``[C, L]``) with a weight ``[O, C / groups, K]``."""
-    epilogue = (residual, activation, negative_slope, slopes, impl)
+    epilogue = (scale, residual, activation, negative_slope, slopes, impl)
     return _convolution("conv1d", input, weight, bias, stride, padding, dilation, groups, *epilogue)
 
 
@@ -46,20 +48,22 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    scale: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "identity",
     negative_slope: float = 0.01,
     slopes: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    r"""Convolution, bias, residual and activation in one pass: ``activation(conv(input) + bias + residual)``.
+    r"""Convolution and all that follows it in one pass: ``activation(scale conv(input) + bias + residual)``.
 
     .. math::
-        y_{nop} = \mathrm{act}\Big(\sum_{c,t} w_{oct}\, x_{n,c,\,p\,s - \mathrm{pad} + t\,d} + b_o + r_{nop}\Big)
+        y_{nop} = \mathrm{act}\Big(a_{no} \sum_{c,t} w_{oct}\, x_{n,c,\,p\,s - \mathrm{pad} + t\,d} + b_o + r_{nop}\Big)
 
     On the CPU the sums are formed in register tiles from channels_last rows (contiguous images are turned a tile at a
     time), and the epilogue runs before they leave the registers. Gradients exist to any order. While gradients are
-    recorded, ``silu`` and ``prelu`` run as a second op; the result is the same.
+    recorded, ``silu`` and ``prelu``, and a ``scale`` that has a gradient, run as ops of their own; the result is the
+    same. Under ``torch.autocast`` every tensor is taken in the dtype of autocast.
 
     Args:
         input: ``[N, C, H, W]`` (or ``[C, H, W]``); float32, float64, bfloat16 or float16, any strides.
@@ -69,6 +73,8 @@ def conv2d(
         stride, dilation: at least 1; one number or one for each dimension.
         padding: zeros on both sides, at least 0; or ``"valid"``, or ``"same"`` (with a stride of 1).
         groups: divides C and O.
+        scale: multiplies the sums, ``[O]``, ``[N, O]`` or one number: the 1 / sigma of spectral normalisation, the
+            demodulation of a style generator.
         residual: added before the activation; the shape and dtype of the result.
         activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"prelu"``, ``"tanh"``, ``"sigmoid"`` or ``"silu"``.
         negative_slope: of ``leaky_relu``.
@@ -84,7 +90,7 @@ def conv2d(
         RuntimeError: shapes, dtypes, devices or sizes do not fit, as in PyTorch.
         ValueError: the activation is unknown, or ``slopes`` is missing for ``prelu``.
     """
-    epilogue = (residual, activation, negative_slope, slopes, impl)
+    epilogue = (scale, residual, activation, negative_slope, slopes, impl)
     return _convolution("conv2d", input, weight, bias, stride, padding, dilation, groups, *epilogue)
 
 
@@ -97,6 +103,7 @@ def conv3d(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    scale: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "identity",
     negative_slope: float = 0.01,
@@ -104,7 +111,7 @@ def conv3d(
     impl: str = "auto",
 ) -> Tensor:
     """:func:`conv2d` on ``[N, C, D, H, W]`` (or ``[C, D, H, W]``) with a weight ``[O, C / groups, K, L, M]``."""
-    epilogue = (residual, activation, negative_slope, slopes, impl)
+    epilogue = (scale, residual, activation, negative_slope, slopes, impl)
     return _convolution("conv3d", input, weight, bias, stride, padding, dilation, groups, *epilogue)
 
 
@@ -118,6 +125,7 @@ def conv_transpose1d(
     groups: int = 1,
     dilation: Size = 1,
     *,
+    scale: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "identity",
     negative_slope: float = 0.01,
@@ -125,9 +133,10 @@ def conv_transpose1d(
     impl: str = "auto",
 ) -> Tensor:
     """:func:`conv_transpose2d` on ``[N, C, L]`` (or ``[C, L]``) with a weight ``[C, O / groups, K]``."""
-    epilogue = (residual, activation, negative_slope, slopes, impl)
-    geometry = (stride, padding, output_padding, groups, dilation)
-    return _transposed("conv_transpose1d", input, weight, bias, *geometry, *epilogue)
+    epilogue = (scale, residual, activation, negative_slope, slopes, impl)
+    return _transposed(
+        "conv_transpose1d", input, weight, bias, stride, padding, output_padding, groups, dilation, *epilogue
+    )
 
 
 def conv_transpose2d(
@@ -140,6 +149,7 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Size = 1,
     *,
+    scale: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "identity",
     negative_slope: float = 0.01,
@@ -165,9 +175,10 @@ def conv_transpose2d(
         Zeiler, Krishnan, Taylor and Fergus, "Deconvolutional networks", 2010; Shi et al., "Is the deconvolution layer
         the same as a convolutional layer?", 2016, on the phases.
     """
-    epilogue = (residual, activation, negative_slope, slopes, impl)
-    geometry = (stride, padding, output_padding, groups, dilation)
-    return _transposed("conv_transpose2d", input, weight, bias, *geometry, *epilogue)
+    epilogue = (scale, residual, activation, negative_slope, slopes, impl)
+    return _transposed(
+        "conv_transpose2d", input, weight, bias, stride, padding, output_padding, groups, dilation, *epilogue
+    )
 
 
 def conv_transpose3d(
@@ -180,6 +191,7 @@ def conv_transpose3d(
     groups: int = 1,
     dilation: Size = 1,
     *,
+    scale: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "identity",
     negative_slope: float = 0.01,
@@ -187,9 +199,10 @@ def conv_transpose3d(
     impl: str = "auto",
 ) -> Tensor:
     """:func:`conv_transpose2d` on ``[N, C, D, H, W]`` with a weight ``[C, O / groups, K, L, M]``."""
-    epilogue = (residual, activation, negative_slope, slopes, impl)
-    geometry = (stride, padding, output_padding, groups, dilation)
-    return _transposed("conv_transpose3d", input, weight, bias, *geometry, *epilogue)
+    epilogue = (scale, residual, activation, negative_slope, slopes, impl)
+    return _transposed(
+        "conv_transpose3d", input, weight, bias, stride, padding, output_padding, groups, dilation, *epilogue
+    )
 
 
 # --- one body for each family ----------------------------------------------------------------------------------------
@@ -204,6 +217,7 @@ def _convolution(
     padding: Size | str,
     dilation: Size,
     groups: int,
+    scale: Tensor | None,
     residual: Tensor | None,
     activation: str,
     negative_slope: float,
@@ -211,6 +225,7 @@ def _convolution(
     impl: str,
 ) -> Tensor:
     dims = int(name[-2])
+    input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
     batched = check_tensors(name, dims, input, weight, bias, groups, transposed=False)
     strides, dilations = expand(name, "stride", stride, dims, 1), expand(name, "dilation", dilation, dims, 1)
     kernel = weight.shape[2:]
@@ -233,14 +248,15 @@ def _convolution(
                 f"size {tuple(kernel)}, padding {padding} and dilation {dilation}"
             )
         out_size.append((i + t - d * (k - 1) - 1) // s + 1)
-    check_epilogue(name, input, weight.shape[0], out_size, residual, activation, slopes)
+    check_epilogue(name, input, weight.shape[0], out_size, scale, residual, activation, slopes)
     geometry = (stride, padding, dilation, groups)
-    epilogue = (residual, activation, negative_slope, slopes)
+    epilogue = (scale, residual, activation, negative_slope, slopes)
     chosen = OPS[name].select(impl, input, weight, bias, *geometry)
     if chosen == "reference":
-        return reference.convolution(input, weight, bias, *geometry, *epilogue)
-    lists = (strides, paddings, dilations, out_size)
-    return _run(batched, input, weight, bias, *lists, groups, False, *epilogue, chosen)
+        return reference.convolution(input, weight, bias, stride, padding, dilation, groups, *epilogue)
+    return _run(
+        batched, input, weight, bias, strides, paddings, dilations, out_size, groups, False, *epilogue, impl=chosen
+    )
 
 
 def _transposed(
@@ -253,6 +269,7 @@ def _transposed(
     output_padding: Size,
     groups: int,
     dilation: Size,
+    scale: Tensor | None,
     residual: Tensor | None,
     activation: str,
     negative_slope: float,
@@ -260,6 +277,7 @@ def _transposed(
     impl: str,
 ) -> Tensor:
     dims = int(name[-2])
+    input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
     batched = check_tensors(name, dims, input, weight, bias, groups, transposed=True)
     strides, dilations = expand(name, "stride", stride, dims, 1), expand(name, "dilation", dilation, dims, 1)
     paddings, extras = (
@@ -277,14 +295,15 @@ def _transposed(
         out_size.append((i - 1) * s - 2 * p + d * (k - 1) + extra + 1)
     if any(o < 1 for o in out_size):
         raise RuntimeError(f"{name}: the result would have size {tuple(out_size)}; it must be at least 1 everywhere")
-    check_epilogue(name, input, weight.shape[1] * groups, out_size, residual, activation, slopes)
+    check_epilogue(name, input, weight.shape[1] * groups, out_size, scale, residual, activation, slopes)
     geometry = (stride, padding, output_padding, groups, dilation)
-    epilogue = (residual, activation, negative_slope, slopes)
+    epilogue = (scale, residual, activation, negative_slope, slopes)
     chosen = OPS[name].select(impl, input, weight, bias, *geometry)
     if chosen == "reference":
         return reference.transposed_convolution(input, weight, bias, *geometry, *epilogue)
-    lists = (strides, paddings, dilations, out_size)
-    return _run(batched, input, weight, bias, *lists, groups, True, *epilogue, chosen)
+    return _run(
+        batched, input, weight, bias, strides, paddings, dilations, out_size, groups, True, *epilogue, impl=chosen
+    )
 
 
 def _run(
@@ -298,6 +317,7 @@ def _run(
     out_size: list[int],
     groups: int,
     transposed: bool,
+    scale: Tensor | None,
     residual: Tensor | None,
     activation: str,
     negative_slope: float,
@@ -306,15 +326,20 @@ def _run(
 ) -> Tensor:
     if not batched:
         x, residual = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    fused = activation
-    if (activation not in FUSED_IN_TRAINING or negative_slope < 0) and torch.is_grad_enabled():
-        tensors = (x, weight, bias, residual, slopes)
-        fused = "identity" if any(t is not None and t.requires_grad for t in tensors) else activation
-    given = slopes if fused == "prelu" else None
     geometry = (stride, padding, dilation, out_size, groups, transposed)
-    y = CONVOLUTION(x, weight, bias, residual, given, *geometry, fused, float(negative_slope), impl)
-    if fused != activation:
-        y = activate(y, activation, negative_slope, slopes)
+    slope = float(negative_slope)
+    recorded = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias, scale, residual, slopes)
+    )
+    if recorded and scale is not None and scale.requires_grad:  # its gradient takes the sums, so they must be kept
+        sums = CONVOLUTION(x, weight, None, None, None, None, *geometry, "identity", slope, impl)
+        y = reference.conv_epilogue(sums, len(out_size), scale, bias, residual, activation, slope, slopes)
+    elif recorded and (activation not in FUSED_IN_TRAINING or slope < 0):
+        y = CONVOLUTION(x, weight, bias, residual, None, scale, *geometry, "identity", slope, impl)
+        y = activate(y, activation, slope, slopes)
+    else:
+        given = slopes if activation == "prelu" else None
+        y = CONVOLUTION(x, weight, bias, residual, given, scale, *geometry, activation, slope, impl)
     return y if batched else y.squeeze(0)
 
 
@@ -384,6 +409,7 @@ def check_epilogue(
     input: Tensor,
     channels: int,
     out_size: Sequence[int],
+    scale: Tensor | None,
     residual: Tensor | None,
     activation: str,
     slopes: Tensor | None,
@@ -398,11 +424,17 @@ def check_epilogue(
         check_dtype(name, "slopes", slopes, input)
         if slopes.numel() != 1:
             check_shape(name, "slopes", slopes, (channels,))
+    batch = input.shape[: input.dim() - len(out_size) - 1]
+    if scale is not None:
+        check_tensor(name, "scale", scale)
+        check_device(name, "scale", scale, "input", input)
+        check_dtype(name, "scale", scale, input)
+        if scale.numel() != 1 or scale.dim() > 1:
+            check_shape(name, "scale", scale, (*batch, channels) if scale.dim() == 2 else (channels,))
     if residual is not None:
         check_tensor(name, "residual", residual)
         check_device(name, "residual", residual, "input", input)
         check_dtype(name, "residual", residual, input)
-        batch = input.shape[: input.dim() - len(out_size) - 1]
         check_shape(name, "residual", residual, (*batch, channels, *out_size))
 
 

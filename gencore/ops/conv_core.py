@@ -91,6 +91,7 @@ def _convolution_cpu(
     bias: Tensor | None,
     residual: Tensor | None,
     slopes: Tensor | None,
+    scale: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
@@ -101,10 +102,9 @@ def _convolution_cpu(
     negative_slope: float,
 ) -> Tensor:
     if x.dtype == torch.float16:
-        bias, residual, slopes = (None if t is None else t.float() for t in (bias, residual, slopes))
-        geometry = (stride, padding, dilation, out_size, groups, transposed)
-        epilogue = (activation, negative_slope)
-        return _convolution_cpu(x.float(), weight.float(), bias, residual, slopes, *geometry, *epilogue).half()
+        bias, residual, slopes, scale = (None if t is None else t.float() for t in (bias, residual, slopes, scale))
+        rest = (stride, padding, dilation, out_size, groups, transposed, activation, negative_slope)
+        return _convolution_cpu(x.float(), weight.float(), bias, residual, slopes, scale, *rest).half()
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     channels_last = is_channels_last(x)
     y = _empty((x.shape[0], channels, *out_size), x, channels_last)
@@ -115,10 +115,13 @@ def _convolution_cpu(
         residual = _empty(y.shape, x, channels_last).copy_(residual) if residual.stride() != y.stride() else residual
     if slopes is not None:
         slopes = slopes.to(compute).expand(channels).contiguous()
+    if scale is not None:
+        scale = scale.to(compute).expand(channels if scale.dim() < 2 else scale.shape).contiguous()
     with _Packed(weight, groups, not transposed) as packed:
         torch.ops.gencore_c.conv_forward(
             _dense(x),
             packed,
+            scale,
             None if bias is None else bias.to(compute).contiguous(),
             residual,
             slopes,
@@ -162,6 +165,7 @@ def _convolution_triton(
     bias: Tensor | None,
     residual: Tensor | None,
     slopes: Tensor | None,
+    scale: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
@@ -176,8 +180,9 @@ def _convolution_triton(
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     y = _empty((x.shape[0], channels, *out_size), x, is_channels_last(x))
     slopes = None if slopes is None else slopes.expand(channels).contiguous()
+    scale = None if scale is None else scale.expand(x.shape[0], channels)
     geometry = (stride, padding, dilation, groups, transposed)
-    convolution(x, weight, bias, residual, slopes, *geometry, CONV_ACTIVATIONS[activation], negative_slope, y)
+    convolution(x, weight, bias, residual, slopes, scale, *geometry, CONV_ACTIVATIONS[activation], negative_slope, y)
     return y
 
 
@@ -205,6 +210,7 @@ def _fake_convolution(
     bias: Tensor | None,
     residual: Tensor | None,
     slopes: Tensor | None,
+    scale: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
@@ -233,17 +239,26 @@ def _fake_weight_gradient(
 
 
 def _save_convolution(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, weight, bias, residual, _, *ctx.geometry, ctx.activation, ctx.negative_slope, ctx.impl = inputs
+    x, weight, bias, residual, slopes, scale, *ctx.geometry, ctx.activation, ctx.negative_slope, ctx.impl = inputs
+    if any(t is not None and t.requires_grad for t in (slopes, scale)):
+        raise RuntimeError("convolution: the op has no gradients to slopes and scale; the public functions have")
     ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias, residual)]
-    needs_output = ctx.activation != "identity"
-    ctx.save_for_backward(x, weight, output if needs_output else None)
+    kinked = ctx.activation in ("relu", "leaky_relu")
+    kept = None if ctx.activation == "identity" else output
+    ctx.save_for_backward(x, weight, scale, kept, *((bias, residual) if kinked else (None, None)))
 
 
 def _differentiate_convolution(ctx: Any, grad: Tensor) -> Any:
-    x, weight, output = ctx.saved_tensors
+    x, weight, scale, output, bias, residual = ctx.saved_tensors
     stride, padding, dilation, _, groups, transposed = ctx.geometry
     grad = _activation_gradient(grad, output, ctx.activation, ctx.negative_slope)
-    grad_x = grad_weight = grad_bias = None
+    if output is not None and torch.is_grad_enabled():
+        grad = _with_zeros_for(grad, [x, weight, bias, residual])
+    grad_residual = grad if ctx.needs[3] else None
+    grad_bias = grad.sum([0, *range(2, grad.dim())]) if ctx.needs[2] else None
+    if scale is not None and any(ctx.needs[:2]):
+        grad = grad * scale.reshape(*scale.shape, *[1] * (grad.dim() - 2))
+    grad_x = grad_weight = None
     if ctx.needs[0]:
         size = list(x.shape[2:])
         grad_x = convolve(grad, weight, stride, padding, dilation, size, groups, not transposed, ctx.impl)
@@ -251,9 +266,7 @@ def _differentiate_convolution(ctx: Any, grad: Tensor) -> Any:
         dense, gathered = (x, grad) if transposed else (grad, x)
         kernel = list(weight.shape[2:])
         grad_weight = WEIGHT_GRADIENT(dense, gathered, kernel, stride, padding, dilation, groups, ctx.impl)
-    if ctx.needs[2]:
-        grad_bias = grad.sum([0, *range(2, grad.dim())])
-    return (grad_x, grad_weight, grad_bias, grad if ctx.needs[3] else None, *[None] * 10)
+    return (grad_x, grad_weight, grad_bias, grad_residual, *[None] * 11)
 
 
 def _activation_gradient(grad: Tensor, output: Tensor | None, activation: str, negative_slope: float) -> Tensor:
@@ -272,6 +285,27 @@ def _activation_gradient(grad: Tensor, output: Tensor | None, activation: str, n
     if activation == "sigmoid":
         return aten.sigmoid_backward(grad, output)
     raise RuntimeError(f"convolution: the op cannot be differentiated through activation {activation!r}")
+
+
+def _with_zeros_for(grad: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
+    """``grad``, whose derivative by the leaves among ``tensors`` is zero rather than missing.
+
+    PyTorch sends such zeros from the kinks of an activation all the way through the network. Here only leaves get
+    theirs, which costs nothing.
+    """
+    leaves = [t for t in tensors if t is not None and t.requires_grad and t.is_leaf]
+    return _ZerosForLeaves.apply(grad, *leaves) if leaves else grad
+
+
+class _ZerosForLeaves(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.save_for_backward(*leaves)
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return (*grads, *(torch.zeros_like(leaf) for leaf in ctx.saved_tensors))
 
 
 def _save_weight_gradient(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -306,14 +340,14 @@ def convolve(
 ) -> Tensor:
     """A convolution without an epilogue."""
     return CONVOLUTION(
-        x, weight, None, None, None, stride, padding, dilation, out_size, groups, transposed, "identity", 0.0, impl
+        x, weight, *[None] * 4, stride, padding, dilation, out_size, groups, transposed, "identity", 0.0, impl
     )
 
 
 CONVOLUTION = define(
-    "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? slopes, int[] stride, int[] padding, "
-    "int[] dilation, SymInt[] out_size, int groups, bool transposed, str activation, float negative_slope, str impl) "
-    "-> Tensor",
+    "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? slopes, Tensor? scale, int[] stride, "
+    "int[] padding, int[] dilation, SymInt[] out_size, int groups, bool transposed, str activation, "
+    "float negative_slope, str impl) -> Tensor",
     {"cpu": _convolution_cpu, "triton": _convolution_triton},
     _fake_convolution,
     setup_context=_save_convolution,

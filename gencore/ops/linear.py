@@ -8,6 +8,7 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
 from gencore.ops._activation import CONV_ACTIVATIONS
+from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
 from gencore.ops.conv import TRITON, check_dtype
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
@@ -45,6 +46,7 @@ def linear(
         RuntimeError: shapes, dtypes or devices do not fit.
         ValueError: the activation is unknown.
     """
+    input, weight, bias = autocast(input, weight, bias)
     _validate(input, weight, bias, activation)
     chosen = OP.select(impl, input, weight, bias)
     if chosen == "reference":
@@ -55,7 +57,7 @@ def linear(
         fused = "identity" if recorded else activation
     rows = input.reshape(-1, input.shape[-1])
     geometry: tuple[list[int], ...] = ([], [], [], [])
-    y = CONVOLUTION(rows, weight, bias, None, None, *geometry, 1, False, fused, float(negative_slope), chosen)
+    y = CONVOLUTION(rows, weight, bias, None, None, None, *geometry, 1, False, fused, float(negative_slope), chosen)
     y = y.view(*input.shape[:-1], weight.shape[0])
     return y if fused == activation else activate(y, activation, negative_slope)
 

@@ -2,7 +2,7 @@
 
 from gencore.reference.batch_norm_act import batch_norm_act, batch_norm_act_backward
 from gencore.reference.bias_act import bias_act, bias_act_backward
-from gencore.reference.conv import convolution, linear, transposed_convolution
+from gencore.reference.conv import conv_epilogue, convolution, linear, transposed_convolution
 from gencore.reference.modulated_conv2d import modulated_conv2d
 from gencore.reference.pixel_norm import minibatch_stddev, pixel_norm
 from gencore.reference.reparameterize_kl import reparameterize_kl, reparameterize_kl_backward
@@ -17,6 +17,7 @@ __all__ = [
     "bias_act",
     "bias_act_backward",
     "conv2d_resample",
+    "conv_epilogue",
     "convolution",
     "linear",
     "minibatch_stddev",

@@ -18,15 +18,18 @@ def convolution(
     padding: Sequence[int] | int | str = 0,
     dilation: Sequence[int] | int = 1,
     groups: int = 1,
+    scale: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "identity",
     negative_slope: float = 0.01,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """y[n, o, p] = act(sum_{c, t} w[o, c, t] x[n, c, p stride - padding + t dilation] + b[o] + residual[n, o, p])."""
+    """y[n, o, p] = act(a[n, o] sum_{c, t} w[o, c, t] x[n, c, p stride - padding + t dilation] + b[o] + r[n, o, p])."""
     function = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
-    y = function(input, weight, bias, stride, padding, dilation, groups)
-    return activate(y if residual is None else y + residual, activation, negative_slope, slopes)
+    late = scale is not None  # then the bias is added after it
+    y = function(input, weight, None if late else bias, stride, padding, dilation, groups)
+    epilogue = (scale, bias if late else None, residual, activation, negative_slope, slopes)
+    return conv_epilogue(y, weight.dim() - 2, *epilogue)
 
 
 def transposed_convolution(
@@ -38,14 +41,34 @@ def transposed_convolution(
     output_padding: Sequence[int] | int = 0,
     groups: int = 1,
     dilation: Sequence[int] | int = 1,
+    scale: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "identity",
     negative_slope: float = 0.01,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """y[n, o, p] = act(sum of w[c, o, t] x[n, c, q] over q stride - padding + t dilation = p, + b[o] + residual)."""
+    """y[n, o, p] = act(a[n, o] sum of w[c, o, t] x[n, c, q] over q stride - padding + t dilation = p, + b[o] + r)."""
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3]
-    y = function(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    late = scale is not None  # then the bias is added after it
+    y = function(input, weight, None if late else bias, stride, padding, output_padding, groups, dilation)
+    epilogue = (scale, bias if late else None, residual, activation, negative_slope, slopes)
+    return conv_epilogue(y, weight.dim() - 2, *epilogue)
+
+
+def conv_epilogue(
+    sums: Tensor,
+    dims: int,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    slopes: Tensor | None,
+) -> Tensor:
+    """act(scale sums + bias + residual) over the last ``dims`` dimensions; ``scale`` is [N, O], [O] or one number."""
+    ones = [1] * dims
+    y = sums if scale is None else sums * scale.reshape(*scale.shape, *ones)
+    y = y if bias is None else y + bias.reshape(-1, *ones)
     return activate(y if residual is None else y + residual, activation, negative_slope, slopes)
 
 

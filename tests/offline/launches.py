@@ -53,7 +53,8 @@ def _conv(dtype: torch.dtype, transposed: bool) -> Callable[[], None]:
         x, y = (t.contiguous(memory_format=torch.channels_last) for t in (x, y))
         weight, bias = torch.empty((256, 128, 4, 4), dtype=dtype), torch.empty(y.shape[1], dtype=dtype)
         geometry = ((2, 2), (1, 1), (1, 1))
-        conv.convolution(x, weight, bias, None, None, *geometry, 1, transposed, LEAKY_RELU, 0.2, y)
+        scale = torch.empty(y.shape[:2], dtype=dtype)
+        conv.convolution(x, weight, bias, None, None, scale, *geometry, 1, transposed, LEAKY_RELU, 0.2, y)
         dense, gathered = (x, y) if transposed else (y, x)
         conv.convolution_weight_gradient(dense, gathered, (4, 4), *geometry, 1)
 

@@ -174,18 +174,52 @@ GENCORE_INLINE void multiply_segment(const T* const* rows, int64_t offset, int64
   }
 }
 
+// How many products meet in one sum before that goes into a sum of sums: the rounding error of K products then grows
+// with the root of kRun + K / kRun, not of K. Even, because bfloat16 goes in pairs.
+constexpr int64_t kRun = 256;
+
 // sum = the product over all segments, for rows [pixel, pixel + MR).
 template <class T, bool native, int MR, int NV>
 GENCORE_INLINE void multiply_segments(const Segment<T>* segments, int64_t count, int64_t pixel,
                                       typename Tile<T>::V (&sum)[MR][NV]) {
+  using V = typename Tile<T>::V;
+  V total[MR][NV];  // in memory: the registers are taken
+  bool has_total = false;
+  int64_t run = 0;
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) sum[i][j] = V{};
   for (int64_t s = 0; s < count; s++) {
     const Segment<T>& segment = segments[s];
     const T* const* rows = segment.rows + pixel;
     bool any = false;
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++) any |= rows[i] != segment.zeros;
-    if (any) multiply_segment<T, native, MR, NV>(rows, segment.offset, segment.length, segment.panel, sum);
+    if (!any) continue;
+    for (int64_t k = 0; k < segment.length; k += kRun) {
+      const int64_t length = segment.length - k < kRun ? segment.length - k : kRun;
+      if (run + length > kRun) {
+#pragma GCC unroll 12
+        for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+          for (int j = 0; j < NV; j++) {
+            total[i][j] = has_total ? total[i][j] + sum[i][j] : sum[i][j];
+            sum[i][j] = V{};
+          }
+        has_total = true;
+        run = 0;
+      }
+      multiply_segment<T, native, MR, NV>(rows, segment.offset + k, length, segment.panel + k * NV * Tile<T>::lanes,
+                                          sum);
+      run += length;
+    }
   }
+  if (!has_total) return;
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) sum[i][j] += total[i][j];
 }
 
 // --- transposition ---------------------------------------------------------------------------------------------------

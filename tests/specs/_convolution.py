@@ -1,0 +1,162 @@
+"""Samples, PyTorch's own version and bad input of the convolution family: one builder for the six."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gencore.reference.activation import activate
+from tests.opspec import ErrorInput, OpSpec, Sample
+
+GEOMETRY = ("stride", "padding", "output_padding", "dilation", "groups")
+
+
+def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
+    """The ``OpSpec`` of ``conv1d`` to ``conv_transpose3d``."""
+    name = function.__name__
+    dims, transposed = int(name[-2]), "transpose" in name
+    torchs = getattr(torch.nn.functional, name)
+    # Few pixels and channels in three dimensions: finite differences visit every number.
+    small = {1: 5, 2: 3, 3: 2}[dims]
+
+    def sample(
+        label: str,
+        n: int,
+        inner: int,
+        outer: int,
+        size: int,
+        kernel: int,
+        *,
+        bias: bool = True,
+        residual: bool = False,
+        scale: bool = False,
+        seed: int = 5,
+        **options: Any,
+    ) -> Sample:
+        """``inner`` and ``outer`` are channels of a group; odd dimensions are one longer than ``size``."""
+        generator = torch.Generator().manual_seed(seed)
+        draw = lambda *s: torch.randn(s, dtype=torch.float64, generator=generator)  # noqa: E731
+        groups = options.get("groups", 1)
+        first, second = (inner * groups, outer) if transposed else (outer * groups, inner)
+        x = draw(n, inner * groups, *(size + d % 2 for d in range(dims)))
+        weight = draw(first, second, *[kernel] * dims) / (inner * kernel**dims) ** 0.5
+        geometry = {key: options[key] for key in GEOMETRY if key in options}
+        shape = torchs(x.to("meta"), weight.to("meta"), **geometry).shape
+        tensors = {
+            "input": x,
+            "weight": weight,
+            "bias": draw(outer * groups) if bias else None,
+            "scale": 1 + 0.5 * draw(n, outer * groups) if scale else None,
+            "residual": draw(*shape) if residual else None,
+            "slopes": draw(outer * groups).sigmoid() if options.get("activation") == "prelu" else None,
+        }
+        return Sample(label, tensors, options)
+
+    def samples() -> list[Sample]:
+        strided: dict[str, Any] = {"stride": 2, "padding": 1}
+        if transposed:
+            strided["output_padding"] = 1
+        return [
+            sample("leaky_relu", 2, 5, 9, 7, 3, padding=1, activation="leaky_relu", negative_slope=0.2),
+            sample("strided", 2, 3, 6, 5, 4, bias=False, **strided),
+            sample("residual", 2, 4, 3, 4, 2, residual=True, activation="relu"),
+            sample("scaled", 2, 3, 5, 4, 3, scale=True, padding=1, activation="tanh"),
+            sample("grouped", 2, 2, 3, 5, 2, groups=2, dilation=2, padding=1),
+            sample("depthwise", 2, 1, 1, 4, 3, groups=3, padding=1, activation="prelu"),
+            sample("few", 2, 40, 3, 3, 3, **strided),
+            sample("wide", 2, 20, 70, 2, 2, activation="silu"),
+            sample("tiny", 1, 2, 2, small, 2, stride=2, activation="sigmoid", scale=True),
+            sample("tiny_relu", 1, 2, 2, small, 2, activation="relu", residual=True, bias=False),
+            sample("tiny_grouped", 2, 1, 1, small, 2, groups=2, activation="leaky_relu", negative_slope=0.3),
+            sample("one_pixel", 3, 7, 5, 1, 2 if transposed else 1),
+            sample("one_channel", 1, 1, 1, 4, 3),
+            sample("empty_batch", 0, 3, 2, 4, 3),
+        ]
+
+    @st.composite
+    def shapes(draw: st.DrawFn) -> Sample:
+        kernel, stride, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+        # Enough pixels for the kernel, and few enough that padding leaves something of a transposed convolution.
+        size, padding = draw(st.integers(dilation * (kernel - 1) + 1, 6)), draw(st.integers(0, kernel // 2))
+        options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+        if transposed:
+            options["output_padding"] = draw(st.integers(0, max(stride, dilation) - 1))
+        flag = st.booleans()
+        return sample(
+            "drawn",
+            draw(st.integers(1, 4)),
+            draw(st.integers(1, 5)),
+            draw(st.integers(1, 20)),
+            size,
+            kernel,
+            groups=draw(st.sampled_from([1, 1, 2])),
+            bias=draw(flag),
+            residual=draw(flag),
+            scale=draw(flag),
+            seed=draw(st.integers(0, 99)),
+            activation=draw(st.sampled_from(["identity", "tanh", "silu", "sigmoid"])),
+            **options,
+        )
+
+    def composite(tensors: Mapping[str, Tensor | None], options: Mapping[str, Any], seed: int | None) -> tuple[Tensor]:
+        bias, scale, residual = tensors["bias"], tensors["scale"], tensors["residual"]
+        late = scale is not None and bias is not None
+        geometry = {key: options[key] for key in GEOMETRY if key in options}
+        y = torchs(tensors["input"], tensors["weight"], None if late else bias, **geometry)
+        ones = [1] * dims
+        if scale is not None:
+            y = y * scale.view(*scale.shape, *ones)
+        if late and bias is not None:
+            y = y + bias.view(-1, *ones)
+        y = y if residual is None else y + residual
+        activation = options.get("activation", "identity")
+        return (activate(y, activation, options.get("negative_slope", 0.01), tensors["slopes"]),)
+
+    def errors() -> list[ErrorInput]:
+        ones = [1] * dims
+        x = torch.randn(2, 4, *[5] * dims)
+        weight = torch.randn(*((4, 6) if transposed else (6, 4)), *[3] * dims)
+
+        def case(label: str, message: str, *arguments: Any, **options: Any) -> ErrorInput:
+            return ErrorInput(
+                label,
+                lambda impl: function(*arguments, **options, impl=impl),
+                lambda: torchs(*arguments, **options),
+                message,
+            )
+
+        sizes = (
+            [case("output_padding", r"output_padding must be smaller", x, weight, output_padding=1)]
+            if transposed
+            else [case("kernel", r"must not be smaller than the kernel", x[..., :2], weight)]
+        )
+        return [
+            case("channels", r"input must have 4 channels .* got 3", x[:, :3], weight),
+            case("dtype", r"weight must have input's dtype torch.float32, got torch.float64", x, weight.double()),
+            case("integers", r"input must have a floating-point dtype, got torch.int64", x.long(), weight),
+            case("bias", r"bias must have shape \(6,\), got \(5,\)", x, weight, torch.ones(5)),
+            case("dimensions", rf"input must have {dims + 2} dimensions", x.reshape(*x.shape, *ones, 1), weight),
+            case("stride", r"stride must be at least 1, got 0", x, weight, stride=0),
+            case("padding", r"padding must be at least 0, got -1", x, weight, padding=-1),
+            case("groups", r"divisible by groups", x, weight, groups=5),
+            case("not_a_tensor", r"input must be a Tensor, got list", [1.0], weight),
+            *sizes,
+        ]
+
+    return OpSpec(
+        function=function,
+        samples=samples,
+        shapes=shapes(),
+        composite=composite,
+        differentiable=("input", "weight", "bias", "scale", "residual", "slopes"),
+        layout=("input", "scale", "residual"),
+        outputs_like=(),
+        errors=errors,
+        interpreted=dims == 2,
+        autocast=True,
+        same_bits_at_any_thread_count=False,  # the bias gradient is PyTorch's sum
+    )
