@@ -32,7 +32,7 @@ NOISE_BOUNDARY = 16
 def progan(out: Path, *, seconds: float, steps: int | None, console: Any) -> list[Path]:
     """The same z at 4x4, 8x8, 16x16 and 32x32 as the networks grow; samples, and the faces nearest to them."""
     torch.manual_seed(0)
-    growth = Growth(SIZE, stable=4000, fade=4000)
+    growth = Growth(SIZE, stable=2000, fade=2000)
     training = ProGANTraining(create_model("progan_32", **SMALL), growth=growth, learning_rate=2e-3)
     faces, z, pictures = _faces(), _latent(training, 16), []
     deadline = time.monotonic() + seconds
@@ -47,7 +47,7 @@ def progan(out: Path, *, seconds: float, steps: int | None, console: Any) -> lis
             _train(training, faces, goal, left, f"ProGAN, up to {resolution}x{resolution}", console)
             reached = training.model.discriminator.now()[0]
             grown = torch.nn.functional.interpolate(training.sample(z), size=SIZE)
-            real = match(faces[::50], reached, 1.0)
+            real = match(faces[:400:25], reached, 1.0)
             real = torch.nn.functional.interpolate(real, size=SIZE)
             pictures.append(_grid(torch.cat([grown, real]), out / f"progan_at_{reached}x{reached}.png", columns=16))
     samples = torch.nn.functional.interpolate(training.sample(_latent(training, 64, seed=2)), size=SIZE)
@@ -61,7 +61,7 @@ def stylegan2(out: Path, *, seconds: float, steps: int | None, console: Any) -> 
     """Samples, truncation, style mixing, the noise ablation, and the faces nearest to the samples."""
     torch.manual_seed(0)
     model = create_model("stylegan2_32", **SMALL, style=64, mapping_layers=4)
-    training = StyleGANTraining(model, gamma=0.3)
+    training = StyleGANTraining(model, gamma=0.1)
     faces = _faces()
     with _caching():
         _train(training, faces, steps or 10**9, seconds, "StyleGAN2", console)
@@ -144,7 +144,8 @@ def _grid(images: Tensor, path: Path, columns: int) -> Path:
 
 
 def _curves(title: str, training: Any, path: Path) -> Path:
-    save_curves({title: training.history}, path)
+    history = [{k: v for k, v in entry.items() if k != "resolution"} for entry in training.history]
+    save_curves({title: history}, path)
     return path
 
 
