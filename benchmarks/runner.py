@@ -18,6 +18,7 @@ from benchmarks.measure import pairwise_ratio, peak_bytes, spread, time_in_turn
 from benchmarks.parity import Gate, Verdict, compute
 from benchmarks.result import Result, judge, provenance
 from gencore import UnsupportedImplementation
+from gencore.dispatch import OPS
 
 Call = Callable[[], Any]
 Function = Callable[[Inputs], Outputs]
@@ -26,7 +27,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and what: see the command line's help."""
+    """How long and what: see the command line's help. ``impls=("all",)``: every implementation that an op has."""
 
     impls: tuple[str, ...] = ("auto",)
     dtypes: tuple[str, ...] = ("float32",)
@@ -109,8 +110,9 @@ def run_problem(
     torch_dtype: torch.dtype = getattr(torch, dtype)
     make = Maker(torch_dtype, torch.device(settings.device), layout, torch.Generator().manual_seed(0))
     inputs = case.inputs(problem, make)
+    impls = tuple(OPS[case.op].implementations) if settings.impls == ("all",) else settings.impls
     entered = contenders(
-        case, problem, inputs, Gate(case, problem, inputs, modes), impls=settings.impls, compiled=settings.compiled
+        case, problem, inputs, Gate(case, problem, inputs, modes), impls=impls, compiled=settings.compiled
     )
     results = []
     for mode in modes:

@@ -564,3 +564,9 @@ def test_inference_engines_compute_the_same() -> None:
     assert set(calls) == set(found)
     for call in calls.values():
         torch.testing.assert_close(call(), model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_all_implementations() -> None:
+    rows = run(["reparameterize_kl"], quick=True, impls=("all",), modes=("forward",), seconds=0.0, rounds=1)
+    assert [row.impl for row in rows] == ["triton", "cpu", "reference"]
+    assert rows[0].status.startswith("unsupported"), "its tensors are on the CPU, and nothing falls back"

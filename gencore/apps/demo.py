@@ -102,7 +102,7 @@ def _measure(report: Report, console: Any, batch: Tensor, *, op_table: bool, qui
     if op_table:
         console.rule("ops beside PyTorch")
         with _caching():
-            report.tables.append(_op_table(console))
+            report.tables.append(_op_table(report, console))
     console.rule("training steps beside torch.nn")
     seconds, rounds = (0.0, 2) if quick else (3.0, 11)
     models = [("vae_32", {}), (GAN_NAME, GAN_OPTIONS)]
@@ -131,12 +131,17 @@ def _note(report: Report, console: Any, text: str) -> None:
     console.print(f"[yellow]note:[/] {text}", highlight=False)
 
 
-def _op_table(console: Any) -> Table:
+def _op_table(report: Report, console: Any) -> Table:
+    """Every implementation of every op beside PyTorch; those that cannot run here are named once, in a note."""
     runner, result, layout = (import_module(f"benchmarks.{name}") for name in ("runner", "result", "report"))
     with console.status("measuring the machine") as status:
-        rows = runner.run(quick=True, progress=status.update)
-        found = result.Report.of(rows, threads=torch.get_num_threads())
+        rows = runner.run(quick=True, impls=("all",), seconds=0.3, progress=status.update)
+    absent = {row.impl: row.status for row in rows if row.status.startswith("unsupported")}
+    rows = [row for row in rows if not row.status.startswith("unsupported")]
+    found = result.Report.of(rows, threads=torch.get_num_threads())
     layout.print_report(found, console)
+    for impl, why in absent.items():
+        _note(report, console, f"no row of impl={impl!r}: {why.partition('cannot run here: ')[2] or why}")
     return Table("Ops beside PyTorch", layout.COLUMNS, [layout.cells(row) for row in rows], layout.caption(found))
 
 
