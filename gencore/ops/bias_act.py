@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Op
-from gencore.ops._checks import check_device, check_floating, check_shape
+from gencore.dispatch import Implementation, Op, cpu_refusal
+from gencore.ops._activation import EPILOGUE_ACTIVATIONS
+from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
+from gencore.ops._library import define, differentiate
+from gencore.ops.conv_core import is_channels_last
 
 
 class Activation(NamedTuple):
@@ -81,11 +85,35 @@ def bias_act(
         raise IndexError(f"{where}: dim must be one of x's {x.dim()} dimensions, got {dim}")
     check_bias(where, "b", b, x, x.shape[dim])
     epilogue = resolve_activation(where, act, alpha, gain, clamp)
-    OP.select(impl, x)
-    return reference.bias_act(x, None, None, b, dim, *epilogue)
+    return scaled_bias_act(x, None, None, b, dim, *epilogue, OP.select(impl, x))
 
 
-OP = Op("bias_act", {})
+def scaled_bias_act(
+    x: Tensor,
+    scale: Tensor | None,
+    noise: Tensor | None,
+    b: Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+    impl: str,
+) -> Tensor:
+    """``clamp(gain * act(x * scale + noise + b))`` by the implementation ``impl``: the end of a modulated convolution.
+
+    Args:
+        scale: ``[N, C]``. noise: ``[N or 1, 1, ...]``, one value a pixel. With one of them, ``dim`` must be 1.
+        act, alpha, gain, clamp: from :func:`resolve_activation`.
+    """
+    if impl == "reference":
+        return reference.bias_act(x, scale, noise, b, dim, act, alpha, gain, clamp)
+    compute = compute_dtype(x.dtype)
+    wide = (None if t is None else t.to(compute).contiguous() for t in (scale, noise, b))
+    return _FORWARD(x, *wide, dim % x.dim(), act, alpha, gain, clamp, impl)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def check_bias(where: str, name: str, b: Tensor | None, x: Tensor, size: int) -> None:
@@ -110,3 +138,162 @@ def resolve_activation(
         default.gain if gain is None else float(gain),
         -1.0 if clamp is None else float(clamp),
     )
+
+
+# --- implementations -------------------------------------------------------------------------------------------------
+
+_PIECEWISE_LINEAR = ("identity", "relu", "leaky_relu")
+
+
+class _View(NamedTuple):
+    """x as [batch, channels, pixels], or [batch, pixels, channels] if channels_last."""
+
+    batch: int
+    channels: int
+    pixels: int
+    channels_last: bool
+
+    @classmethod
+    def of(cls, x: Tensor, dim: int, per_sample: bool, per_channel: bool) -> _View:
+        """``x`` is dense, and channels_last only if ``dim`` is 1 or nothing depends on the channel."""
+        if not per_sample and not per_channel:
+            return cls(1, 1, x.numel(), False)
+        outer, channels, inner = x.shape[:dim].numel(), x.shape[dim], x.shape[dim + 1 :].numel()
+        if inner == 1 or is_channels_last(x):
+            return cls(outer, channels, inner, True) if per_sample else cls(1, channels, outer * inner, True)
+        return cls(outer, channels, inner, False)
+
+
+def _workable(x: Tensor, dim: int, b: Tensor | None) -> Tensor:
+    """``x`` itself or a contiguous copy."""
+    if x.is_contiguous() or (is_channels_last(x) and (dim == 1 or b is None)):
+        return x
+    return x.contiguous()
+
+
+def _forward_kernel(call: Any) -> Any:
+    def forward(
+        x: Tensor,
+        scale: Tensor | None,
+        noise: Tensor | None,
+        b: Tensor | None,
+        dim: int,
+        act: str,
+        alpha: float,
+        gain: float,
+        clamp: float,
+    ) -> Tensor:
+        dense = _workable(x, dim, b)
+        y = torch.empty_like(dense)
+        view = _View.of(dense, dim, scale is not None or noise is not None, b is not None)
+        config = (EPILOGUE_ACTIVATIONS[act], alpha, gain, clamp, view.channels_last)
+        call()(dense, scale, noise, b, *view[:3], *config, y)
+        return y if dense is x else torch.empty_like(x).copy_(y)
+
+    return forward
+
+
+def _backward_kernel(call: Any) -> Any:
+    def backward(
+        grad_y: Tensor,
+        x: Tensor,
+        scale: Tensor | None,
+        noise: Tensor | None,
+        b: Tensor | None,
+        dim: int,
+        act: str,
+        alpha: float,
+        gain: float,
+        clamp: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        dense = _workable(x, dim, b)
+        if grad_y.stride() != dense.stride():
+            grad_y = torch.empty_like(dense).copy_(grad_y)
+        grad_x = torch.empty_like(dense)
+        view = _View.of(dense, dim, scale is not None or noise is not None, b is not None)
+        config = (EPILOGUE_ACTIVATIONS[act], alpha, gain, clamp, view.channels_last)
+        grad_scale = None if scale is None else torch.zeros_like(scale)
+        grad_noise = None if noise is None else noise.new_zeros((x.shape[0], *noise.shape[1:]))
+        grad_b = None if b is None else torch.zeros_like(b)
+        call()(grad_y, dense, scale, noise, b, *view[:3], *config, grad_x, grad_scale, grad_noise, grad_b)
+        if grad_noise is not None and noise is not None and grad_noise.shape != noise.shape:
+            grad_noise = grad_noise.sum(0, keepdim=True)
+        none = x.new_empty((0,), dtype=compute_dtype(x.dtype))
+        grads = (none.clone() if g is None else g for g in (grad_scale, grad_noise, grad_b))
+        return grad_x if dense is x else torch.empty_like(x).copy_(grad_x), *grads  # type: ignore[return-value]
+
+    return backward
+
+
+OP = Op("bias_act", {"cpu": Implementation(lambda x, *args, **kwargs: cpu_refusal(x))})
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+
+def _fake_forward(x: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_backward(
+    grad_y: Tensor, x: Tensor, scale: Tensor | None, noise: Tensor | None, b: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    none = x.new_empty((0,), dtype=compute_dtype(x.dtype))
+    grads = (torch.empty_like(none if t is None else t) for t in (scale, noise, b))
+    return torch.empty_like(x), *grads  # type: ignore[return-value]
+
+
+def _save_forward(ctx: Any, inputs: Any, output: Any) -> None:
+    *tensors, ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp, ctx.impl = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_forward(ctx: Any, grad_y: Tensor) -> Any:
+    tensors = ctx.saved_tensors
+    config = (ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp, ctx.impl)
+    grad_x, *grads = _BACKWARD(grad_y, *tensors, *config)
+    grads = [None if t is None else g for t, g in zip(tensors[1:], grads, strict=True)]
+    return (grad_x, *grads, *[None] * 6)
+
+
+def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
+    *tensors, ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp, ctx.impl = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_backward(ctx: Any, *grad_outputs: Any) -> Any:
+    grad_y, x, scale, noise, b = ctx.saved_tensors
+    config = (ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp)
+    if ctx.act in _PIECEWISE_LINEAR and scale is None and noise is None:
+        # The gradient is grad_y times one of two slopes, a linear map that is its own adjoint.
+        grad = grad_outputs[0]
+        if b is not None and grad_outputs[3] is not None:
+            sums = grad_outputs[3].to(x.dtype).reshape([-1 if d == ctx.dim else 1 for d in range(x.dim())])
+            grad = sums.expand_as(x) if grad is None else grad + sums
+        if grad is None:
+            return (None,) * 11
+        return (_BACKWARD(grad, x, None, None, b, *config, ctx.impl)[0], *[None] * 10)
+
+    def formula(*inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(g for g in reference.bias_act_backward(*(*inputs, *config)) if g is not None)
+
+    wanted = [g for g, t in zip(grad_outputs, (x, scale, noise, b), strict=True) if t is not None]
+    return (*differentiate(formula, (grad_y, x, scale, noise, b), wanted), *[None] * 6)
+
+
+_CONFIG = "Tensor? scale, Tensor? noise, Tensor? b, int dim, str act, float alpha, float gain, float clamp, str impl"
+_FORWARD = define(
+    f"bias_act(Tensor x, {_CONFIG}) -> Tensor",
+    {"cpu": _forward_kernel(lambda: torch.ops.gencore_c.bias_act.default)},
+    _fake_forward,
+    setup_context=_save_forward,
+    backward=_differentiate_forward,
+)
+_BACKWARD = define(
+    f"bias_act_backward(Tensor grad_y, Tensor x, {_CONFIG}) "
+    "-> (Tensor grad_x, Tensor grad_scale, Tensor grad_noise, Tensor grad_b)",
+    {"cpu": _backward_kernel(lambda: torch.ops.gencore_c.bias_act_backward.default)},
+    _fake_backward,
+    setup_context=_save_backward,
+    backward=_differentiate_backward,
+)

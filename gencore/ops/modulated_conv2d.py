@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Op
-from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
-from gencore.ops.bias_act import check_bias, resolve_activation
-from gencore.ops.upfirdn2d import check_filter, expand_padding
+from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
+from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor, compute_dtype
+from gencore.ops.bias_act import check_bias, resolve_activation, scaled_bias_act
+from gencore.ops.conv import conv2d, conv_transpose2d
+from gencore.ops.linear import linear
+from gencore.ops.upfirdn2d import SLOPES, FirEpilogue, check_filter, expand_padding, filter_refusal, resample
+from gencore.reference.modulated_conv2d import DEMODULATION_EPS
 from gencore.reference.upfirdn2d import filter_size, resample_padding
 
 Pair = int | Sequence[int]
@@ -91,22 +95,26 @@ def modulated_conv2d(
     size = resampled_size(where, x, weight, resample_filter, up, down, paddings)
     input_gain = _input_gain(where, input_gain, x)
     noise = _noise(where, noise, noise_strength, x, size)
-    OP.select(impl, x)
-    return reference.modulated_conv2d(
-        x,
-        weight,
-        style,
-        demodulate,
-        up,
-        down,
-        paddings,
-        resample_filter,
-        flip_weight,
-        input_gain,
-        noise,
-        bias,
-        *epilogue,
+    chosen = OP.select(impl, x, weight, style, resample_filter=resample_filter)
+    resampling = (resample_filter, up, down, paddings)
+    if chosen == "reference":
+        arguments = (*resampling[1:], resample_filter, flip_weight, input_gain, noise, bias)
+        return reference.modulated_conv2d(x, weight, style, demodulate, *arguments, *epilogue)
+    factor = _demodulation(style, weight, chosen) if demodulate else None
+    scale = style if input_gain is None else style * input_gain
+    wide = _widened(x, weight, size) if chosen == "cpu" else (x, weight)
+    modulated = scaled_bias_act(wide[0], scale, None, None, 1, *_NOTHING, chosen)
+    recorded = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, style, input_gain, noise, bias)
     )
+    # Where no gradient is recorded, the filter's pass ends in the epilogue.
+    fused = None
+    if up > 1 and down == 1 and chosen == "cpu" and not recorded and epilogue[0] in SLOPES:
+        fused = FirEpilogue(factor, noise, bias, *epilogue)
+    y = _resampled(modulated, wide[1], *resampling, 1, flip_weight, False, chosen, fused)
+    if fused is None and not (factor is noise is bias is None and epilogue == _NOTHING):
+        y = scaled_bias_act(y, factor, noise, bias, 1, *epilogue, chosen)
+    return y.to(x.dtype)
 
 
 def conv2d_resample(
@@ -147,12 +155,93 @@ def conv2d_resample(
     check_floating(where, "x", x)
     paddings = check_resampled(where, x, weight, f, up, down, padding, groups)
     resampled_size(where, x, weight, f, up, down, paddings)
-    RESAMPLE.select(impl, x)
-    return reference.conv2d_resample(x, weight, f, up, down, paddings, groups, flip_weight, flip_filter)
+    chosen = RESAMPLE.select(impl, x, weight, f)
+    if chosen == "reference":
+        return reference.conv2d_resample(x, weight, f, up, down, paddings, groups, flip_weight, flip_filter)
+    return _resampled(x, weight, f, up, down, paddings, groups, flip_weight, flip_filter, chosen)
 
 
-OP = Op("modulated_conv2d", {})
-RESAMPLE = Op("conv2d_resample", {})
+# --- implementations -------------------------------------------------------------------------------------------------
+
+_NOTHING = ("identity", 0.0, 1.0, -1.0)  # for an epilogue: no activation, gain 1, no clamp
+
+
+def _demodulation(style: Tensor, weight: Tensor, impl: str) -> Tensor:
+    """The factors [N, O], from the squared styles and the squared weights of every pair of channels."""
+    compute = compute_dtype(style.dtype)
+    energy = weight.to(compute).square().sum([2, 3])
+    # The CPU's own product of matrices has the same bits at any number of threads.
+    product = linear(style.to(compute).square(), energy, impl="cpu" if impl == "cpu" else "auto")
+    return (product + DEMODULATION_EPS).rsqrt()
+
+
+def _widened(x: Tensor, weight: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Float16 is convolved in float32 in any case; there, no product with a large style overflows either. And on a few
+    pixels the rounding of 16-bit results between the steps would not even out in the style's gradient."""
+    narrow = x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and size[0] * size[1] < 16)
+    return (x.float(), weight.float()) if narrow else (x, weight)
+
+
+def _resampled(
+    x: Tensor,
+    weight: Tensor,
+    f: Tensor | None,
+    up: int,
+    down: int,
+    padding: Sequence[int],
+    groups: int,
+    flip_weight: bool,
+    flip_filter: bool,
+    impl: str,
+    epilogue: FirEpilogue | None = None,
+) -> Tensor:
+    """The checked call of ``conv2d_resample`` by convolutions and :func:`upfirdn2d`, whichever order costs least.
+
+    ``epilogue``: what the last filter does on its way out; with ``up`` above 1 and ``down`` 1.
+    """
+    one, conv_impl = (1, 1), impl if impl == "cpu" else "auto"
+    kh, kw = weight.shape[2:]
+    x0, x1, y0, y1 = padding
+    if up > 1 and (kh, kw) != one:
+        # With zeros between the pixels a convolution is a transposed one, its weight turned round. That one leaves
+        # off kernel - 1 pixels fewer at the image's ends, and up - 1 zeros behind the last pixel.
+        turned = weight.flip([2, 3]) if flip_weight else weight
+        turned = turned.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        pads = [x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up]
+        crop = [max(0, min(-pads[2], -pads[3])), max(0, min(-pads[0], -pads[1]))]
+        y = conv_transpose2d(x, turned, None, up, crop, 0, groups, impl=conv_impl)
+        pads = [pads[0] + crop[1], pads[1] + crop[1], pads[2] + crop[0], pads[3] + crop[0]]
+        y = resample(y, f, one, one, pads, flip_filter, float(up * up), impl, epilogue)
+        return y if down == 1 else resample(y, f, one, (down, down), (0, 0, 0, 0), flip_filter, 1.0, impl)
+    correlated = weight if flip_weight else weight.flip([2, 3])
+    if (kh, kw) == one and (up > 1 or down > 1):
+        # One pixel of the weight commutes with the filters: it runs where there are fewest pixels.
+        if up == 1:
+            x = resample(x, f, one, (down, down), padding, flip_filter, 1.0, impl)
+        y = conv2d(x, correlated, None, 1, 0, 1, groups, impl=conv_impl)
+        if up > 1:
+            y = resample(y, f, (up, up), one, padding, flip_filter, float(up * up), impl, epilogue)
+            y = y if down == 1 else resample(y, f, one, (down, down), (0, 0, 0, 0), flip_filter, 1.0, impl)
+        return y
+    if down > 1:
+        x = resample(x, f, one, one, padding, flip_filter, 1.0, impl)
+        x0 = x1 = y0 = y1 = 0
+    elif x0 != x1 or y0 != y1 or x0 < 0 or y0 < 0:
+        x = torch.nn.functional.pad(x, [x0, x1, y0, y1])
+        x0 = x1 = y0 = y1 = 0
+    return conv2d(x, correlated, None, down, (y0, x0), 1, groups, impl=conv_impl)
+
+
+def _modulated_cpu_refusal(x: Tensor, *args: Any, resample_filter: Tensor | None = None, **kwargs: Any) -> Reason:
+    return cpu_refusal(x) or filter_refusal(resample_filter)
+
+
+def _resample_cpu_refusal(x: Tensor, weight: Tensor, f: Tensor | None = None, *args: Any, **kwargs: Any) -> Reason:
+    return cpu_refusal(x) or filter_refusal(f)
+
+
+OP = Op("modulated_conv2d", {"cpu": Implementation(_modulated_cpu_refusal)})
+RESAMPLE = Op("conv2d_resample", {"cpu": Implementation(_resample_cpu_refusal)})
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Op
-from gencore.ops._checks import check_device, check_floating
+from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
+from gencore.ops._checks import check_device, check_floating, compute_dtype
+from gencore.ops._library import define
+from gencore.ops.conv_core import _dense, _empty, is_channels_last
 from gencore.reference.upfirdn2d import filter_size
 
 Pair = int | Sequence[int]
@@ -65,8 +68,55 @@ def upfirdn2d(
     paddings = expand_padding(where, padding)
     check_image_and_filter(where, x, f)
     output_size(where, x, f, ups, downs, paddings)
-    OP.select(impl, x, f)
-    return reference.upfirdn2d(x, f, ups, downs, paddings, flip_filter, gain)
+    return resample(x, f, ups, downs, paddings, flip_filter, gain, OP.select(impl, x, f))
+
+
+def resample(
+    x: Tensor,
+    f: Tensor | None,
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+    impl: str,
+    epilogue: FirEpilogue | None = None,
+) -> Tensor:
+    """The checked call, by the implementation ``impl``; with an ``epilogue``, no gradient is recorded."""
+    if impl == "reference":
+        return reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
+    arguments = (x, _kernel_filter(f, x), up, down, padding, flip_filter, float(gain))
+    if epilogue is None:
+        return _UPFIRDN2D(*arguments, impl)
+    tensors = (None if t is None else t.to(compute_dtype(x.dtype)).contiguous() for t in epilogue[:3])
+    slope = epilogue.alpha if epilogue.act == "leaky_relu" else SLOPES[epilogue.act]
+    return _UPFIRDN2D_BIAS_ACT(*arguments, *tensors, slope, epilogue.gain, epilogue.clamp, impl)
+
+
+class FirEpilogue(NamedTuple):
+    """What the CPU's filter does on its way out: ``clamp(gain * act(filtered * scale + noise + b))``.
+
+    Tensors as in :func:`gencore.ops.bias_act.scaled_bias_act`; ``act`` is one of ``SLOPES``.
+    """
+
+    scale: Tensor | None
+    noise: Tensor | None
+    b: Tensor | None
+    act: str
+    alpha: float
+    gain: float
+    clamp: float
+
+
+# Slopes below 0 of the activations that are two half-lines; a leaky ReLU's is its alpha.
+SLOPES = {"identity": 1.0, "leaky_relu": 0.2}
+
+
+def _kernel_filter(f: Tensor | None, x: Tensor) -> Tensor:
+    """The filter as the kernels take it: float32 or float64, contiguous."""
+    if f is None:
+        return torch.ones((1, 1), dtype=torch.float32, device=x.device)
+    return f.detach().to(compute_dtype(f.dtype)).contiguous()
 
 
 def upsample2d(
@@ -178,7 +228,78 @@ def setup_filter(
     return reference.setup_filter(f, normalize, flip_filter, gain, separable, device)
 
 
-OP = Op("upfirdn2d", {})
+# --- implementations -------------------------------------------------------------------------------------------------
+
+
+def _upfirdn2d_cpu(
+    x: Tensor,
+    f: Tensor,
+    up: list[int],
+    down: list[int],
+    padding: list[int],
+    flip_filter: bool,
+    gain: float,
+    *epilogue: Any,
+) -> Tensor:
+    dense = _dense(x)
+    channels_last = is_channels_last(dense)
+    size = output_size("upfirdn2d", x, f, up, down, padding)
+    y = _empty((*x.shape[:2], *size), x, channels_last)
+    pads = (padding[0], padding[2])
+    rest = (True, *epilogue) if epilogue else (False, None, None, None, 1.0, 1.0, -1.0)
+    torch.ops.gencore_c.upfirdn2d.default(dense, f, *up, *down, *pads, flip_filter, gain, *rest, channels_last, y)
+    return y
+
+
+def filter_refusal(f: Tensor | None) -> Reason:
+    """Why the kernels cannot take the filter."""
+    wanted = f is not None and f.requires_grad and torch.is_grad_enabled()
+    return "only the reference has a gradient of the filter" if wanted else None
+
+
+OP = Op("upfirdn2d", {"cpu": Implementation(lambda x, f=None, *args, **kwargs: cpu_refusal(x) or filter_refusal(f))})
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+
+def _fake(
+    x: Tensor,
+    f: Tensor,
+    up: list[int],
+    down: list[int],
+    padding: list[int],
+    flip_filter: bool,
+    *rest: Any,
+) -> Tensor:
+    return _empty((*x.shape[:2], *output_size("upfirdn2d", x, f, up, down, padding)), x, is_channels_last(x))
+
+
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
+    x, f, ctx.up, ctx.down, ctx.padding, ctx.flip_filter, ctx.gain, ctx.impl = inputs
+    ctx.size, ctx.out_size = x.shape[2:], output.shape[2:]
+    ctx.save_for_backward(f)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> Any:
+    """The same op, with up and down exchanged, the filter turned round, and padding that gives x its size back."""
+    (f,) = ctx.saved_tensors
+    padding = []
+    for axis, taps in enumerate(filter_size(f)):
+        up, before = ctx.up[axis], ctx.padding[2 * axis]
+        after = ctx.size[1 - axis] * up - ctx.out_size[1 - axis] * ctx.down[axis] + before - up + 1
+        padding += [taps - before - 1, after]
+    grad_x = _UPFIRDN2D(grad, f, ctx.down, ctx.up, padding, not ctx.flip_filter, ctx.gain, ctx.impl)
+    return grad_x, *[None] * 7
+
+
+_UPFIRDN2D = define(
+    "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, SymInt[] padding, bool flip_filter, float gain, str impl) "
+    "-> Tensor",
+    {"cpu": _upfirdn2d_cpu},
+    _fake,
+    setup_context=_save,
+    backward=_differentiate,
+)
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 
@@ -242,3 +363,12 @@ def output_size(
             )
         sizes.append((padded - taps) // down[axis] + 1)
     return sizes[1], sizes[0]
+
+
+# Without a gradient: where one is recorded, the filter and the epilogue are two ops.
+_UPFIRDN2D_BIAS_ACT = define(
+    "upfirdn2d_bias_act(Tensor x, Tensor f, int[] up, int[] down, SymInt[] padding, bool flip_filter, float gain, "
+    "Tensor? scale, Tensor? noise, Tensor? b, float slope, float act_gain, float clamp, str impl) -> Tensor",
+    {"cpu": _upfirdn2d_cpu},
+    _fake,
+)

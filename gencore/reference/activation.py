@@ -30,7 +30,7 @@ def activate(u: Tensor, activation: str, negative_slope: float = 0.01, slopes: T
     if activation == "selu":
         return F.selu(u)
     if activation == "softplus":
-        return F.softplus(u)
+        return F.softplus(u, threshold=40.0)  # beyond, float64 cannot tell it from u
     return u
 
 

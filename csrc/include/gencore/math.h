@@ -118,4 +118,14 @@ GENCORE_INLINE V sigmoid(V x) {
   return 1.0f / (1.0f + exponential(-x));
 }
 
+// log(1 + e^x), without overflow, and without loss where e^x is small.
+GENCORE_INLINE vfloat softplus(vfloat x) {
+  const vfloat a = (vfloat)((vint)x & 0x7fffffff);
+  const vfloat z = exponential(-a), u = 1.0f + z;
+  // log(u) z / (u - 1) takes back what rounding u did (Kahan); where u rounds to 1 the logarithm is z.
+  const vfloat small = u == 1.0f ? z : logarithm(u) * (z / (u - 1.0f));
+  return (x > 0.0f ? x : vfloat{}) + (x == x ? small : x);
+}
+GENCORE_INLINE double softplus(double x) { return (x > 0 ? x : 0) + (x == x ? ::log1p(::exp(-__builtin_fabs(x))) : x); }
+
 }  // namespace gencore::GENCORE_ISA

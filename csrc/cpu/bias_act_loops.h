@@ -1,0 +1,72 @@
+// What bias_act's forward and backward share: the pre-activation, and the constants of the last steps.
+#pragma once
+
+#include "cpu/bias_act.h"
+#include "gencore/activation.h"
+#include "gencore/parallel.h"
+
+namespace gencore::GENCORE_ISA {
+
+// Elements below which a second thread costs more than it brings.
+constexpr int64_t kBiasActGrain = 16384;
+
+// The numbers that are the same everywhere.
+template <class C>
+struct BiasActConstants {
+  using V = vector_t<C>;
+  C alpha, gain;
+  V limit;
+  explicit BiasActConstants(const BiasActArgs& args)
+      : alpha(static_cast<C>(args.alpha)),
+        gain(static_cast<C>(args.gain)),
+        limit(broadcast<V>(args.clamp < 0 ? __builtin_inf() : args.clamp)) {}
+
+  template <Activation activation>
+  GENCORE_INLINE V apply(V u) const {
+    const V v = activate<activation>(u, alpha) * gain;
+    return v > limit ? limit : (v < -limit ? -limit : v);  // NaN passes
+  }
+  // The gradient at u; within the clamp's bounds, these included.
+  template <Activation activation>
+  GENCORE_INLINE V gradient(V grad_y, V u, bool clamped) const {
+    V g = activation_gradient<activation>(grad_y, u, alpha) * gain;
+    if (clamped) {
+      const V v = activate<activation>(u, alpha) * gain;
+      g = v > limit ? V{} : (v < -limit ? V{} : g);
+    }
+    return g;
+  }
+};
+
+// Where the scale, bias and noise of one sample begin; null where there are none.
+template <class C>
+struct BiasActRow {
+  const C *scale, *bias, *noise;
+  BiasActRow(const BiasActArgs& args, int64_t n)
+      : scale(args.scale ? static_cast<const C*>(args.scale) + n * args.shape.channels : nullptr),
+        bias(static_cast<const C*>(args.bias)),
+        noise(args.noise ? static_cast<const C*>(args.noise) + n * args.noise_batch_stride : nullptr) {}
+};
+
+// The scale and bias of `vectors` vectors of channels.
+template <class C, int vectors>
+struct BiasActColumns {
+  using V = vector_t<C>;
+  V scale[vectors], bias[vectors];
+  GENCORE_INLINE BiasActColumns(const BiasActRow<C>& row, int64_t channel, int64_t n) {
+    for (int j = 0; j < vectors; j++) {
+      scale[j] = row.scale ? load(row.scale + channel + j * Vector<C>::lanes, n) : broadcast<V>(1);
+      bias[j] = row.bias ? load(row.bias + channel + j * Vector<C>::lanes, n) : V{};
+    }
+  }
+};
+
+// body<vectors>(channel, n) for tiles of a row of channels; the last vector of a tile has n lanes.
+template <int lanes, class Body>
+GENCORE_INLINE void for_each_channel_tile(int64_t channels, const Body& body) {
+  int64_t c = 0;
+  for (; c + 4 * lanes <= channels; c += 4 * lanes) body.template operator()<4>(c, int64_t{lanes});
+  for (; c < channels; c += lanes) body.template operator()<1>(c, channels - c < lanes ? channels - c : int64_t{lanes});
+}
+
+}  // namespace gencore::GENCORE_ISA

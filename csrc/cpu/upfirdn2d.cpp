@@ -1,0 +1,423 @@
+#include "cpu/upfirdn2d.h"
+
+#include "gencore/parallel.h"
+#include "gencore/scratch.h"
+#include "gencore/simd.h"
+
+namespace gencore::GENCORE_ISA {
+
+namespace {
+
+// Outputs at least this large are written past the caches.
+constexpr int64_t kStreamBytes = 16 << 20;
+// Elements below which a second thread costs more than it brings.
+constexpr int64_t kGrain = 16384;
+
+GENCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+GENCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+GENCORE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+GENCORE_INLINE int64_t modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
+
+// Along one axis: outputs o = phase + phases q read inputs base + step q + j through the taps first + j up, j < count.
+struct Phase {
+  int64_t first, base, count;
+};
+struct Axis {
+  int64_t up, down, pad, taps, phases, step;
+
+  Axis(int64_t up, int64_t down, int64_t pad, int64_t taps) : up(up), down(down), pad(pad), taps(taps) {
+    int64_t a = up, b = down;
+    while (b != 0) {
+      const int64_t rest = a % b;
+      a = b;
+      b = rest;
+    }
+    phases = up / a;
+    step = down / a;
+  }
+  Phase phase(int64_t output) const {
+    const int64_t start = output * down - pad, first = modulo(-start, up);
+    return {first, (start + first) / up, first < taps ? ceil_div(taps - first, up) : 0};
+  }
+};
+
+// The outer product that the filter is, if it is one to the precision of C.
+template <class C>
+bool factorize(const Upfirdn2dArgs& args, C* column, C* row) {
+  const int64_t h = args.filter_height, w = args.filter_width;
+  int64_t pivot = 0;
+  for (int64_t i = 1; i < h * w; i++)
+    if (__builtin_fabs(args.taps[i]) > __builtin_fabs(args.taps[pivot])) pivot = i;
+  const double largest = args.taps[pivot], tolerance = __builtin_fabs(largest) * (sizeof(C) == 8 ? 0x1p-51 : 0x1p-23);
+  const int64_t p = pivot / w, q = pivot % w;
+  for (int64_t i = 0; i < h; i++)
+    for (int64_t j = 0; j < w; j++) {
+      const double product = largest == 0 ? 0 : args.taps[i * w + q] * (args.taps[p * w + j] / largest);
+      if (!(__builtin_fabs(product - args.taps[i * w + j]) <= tolerance)) return false;
+    }
+  for (int64_t i = 0; i < h; i++) column[i] = static_cast<C>(args.taps[i * w + q]);
+  for (int64_t j = 0; j < w; j++) row[j] = largest == 0 ? C{0} : static_cast<C>(args.taps[p * w + j] / largest);
+  return true;
+}
+
+// a0 b0 a1 b1 ...
+GENCORE_INLINE void interleave(vfloat a, vfloat b, vfloat* low, vfloat* high) {
+  vint l, h;
+  for (int i = 0; i < kLanes; i++) {
+    l[i] = i / 2 + (i % 2) * kLanes;
+    h[i] = l[i] + kLanes / 2;
+  }
+  *low = __builtin_shuffle(a, b, l);
+  *high = __builtin_shuffle(a, b, h);
+}
+GENCORE_INLINE void interleave(double a, double b, double* low, double* high) {
+  *low = a;
+  *high = b;
+}
+
+template <class T>
+struct Fir {
+  using C = compute_t<T>;
+  using V = vector_t<C>;
+  static constexpr int lanes = Vector<C>::lanes;
+
+  const Upfirdn2dArgs& args;
+  Axis x_axis, y_axis;
+  int64_t channels;
+  bool separable = false, planar, streaming;
+  C *column_taps, *row_taps;  // [filter_height], [filter_width]; not separable: row_taps [filter_height][filter_width]
+  Phase* phases;              // of the x axis
+  int64_t margin = 0, length = 0;  // zeros before a row, a multiple of the step; pixels of a row with its margins
+  int64_t sources, source_size;    // input rows, or their sum, kept with margins
+  int64_t most_terms;
+
+  struct Term {
+    C tap;
+    const C* row;
+  };
+  struct Work {  // one thread's arrays
+    C* sources;
+    int64_t* source_row;  // which input row a source holds, image included; -1: none
+    C* line;
+    Term* terms;      // [phase][most_terms]
+    int64_t* counts;  // [phase]
+  };
+  struct Finish {
+    bool wanted, per_channel;
+    const C *scale, *bias, *noise;
+    C one_scale, one_bias, slope, gain, limit;
+
+    // `index` counts pixels of the row (planar) or channels; `pixel_noise` is the noise where index counts channels.
+    GENCORE_INLINE V operator()(V v, int64_t index, int64_t n, C pixel_noise) const {
+      if (!wanted) return v;
+      if (per_channel) {
+        if (scale) v *= load(scale + index, n);
+        v += pixel_noise;
+        if (bias) v += load(bias + index, n);
+      } else {
+        v = v * one_scale;
+        if (noise) v += load(noise + index, n);
+        v += one_bias;
+      }
+      v = (v < C{0} ? v * slope : v) * gain;
+      const V high = broadcast<V>(limit), low = -high;
+      return v > high ? high : (v < low ? low : v);  // NaN passes
+    }
+  };
+
+  explicit Fir(const Upfirdn2dArgs& args)
+      : args(args),
+        x_axis(args.up_x, args.down_x, args.pad_x, args.filter_width),
+        y_axis(args.up_y, args.down_y, args.pad_y, args.filter_height),
+        channels(args.channels) {
+    // Rows of pixels without a step or phases are filtered like rows of numbers, whatever the channels.
+    planar = channels == 1 || (x_axis.phases == 1 && x_axis.step == 1 && !args.epilogue.wanted);
+    streaming =
+        args.images * args.out_height * args.out_width * channels * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
+        reinterpret_cast<uintptr_t>(args.y) % 64 == 0 && (planar ? args.out_width * channels : channels) % lanes == 0;
+  }
+
+  void run() {
+    Arena arena;
+    for (int round = 0; round < 2; round++) {
+      column_taps = arena.take<C>(args.filter_height);
+      row_taps = arena.take<C>(args.filter_height * args.filter_width);
+      phases = arena.take<Phase>(x_axis.phases);
+      if (round == 0) arena = {static_cast<char*>(scratch(Scratch::shared, arena.used)), 0};
+    }
+    separable = factorize(args, column_taps, row_taps);
+    if (!separable)
+      for (int64_t i = 0; i < args.filter_height * args.filter_width; i++) row_taps[i] = static_cast<C>(args.taps[i]);
+    lay_out_rows();
+    const int64_t row_elements = args.out_width * channels;
+    parallel_for(0, args.images * args.out_height, kGrain / row_elements + 1, [&](int64_t begin, int64_t end) {
+      Arena own;
+      take(own);
+      own = {static_cast<char*>(scratch(Scratch::worker, own.used)), 0};
+      Work w = take(own);
+      std::memset(w.sources, 0, sources * source_size * sizeof(C));
+      for (int64_t i = 0; i < sources; i++) w.source_row[i] = -1;
+      for (int64_t task = begin; task < end; task++) output_row(task / args.out_height, task % args.out_height, w);
+      if (streaming) stream_fence();
+    });
+  }
+
+  void lay_out_rows() {
+    int64_t lowest = 0, highest = args.in_width - 1;
+    most_terms = 1;
+    for (int64_t r = 0; r < x_axis.phases; r++) {
+      phases[r] = x_axis.phase(r);
+      const int64_t last = (args.out_width - 1 - r) / x_axis.phases;  // the last q of this phase
+      if (phases[r].count == 0 || args.out_width <= r) continue;
+      lowest = smaller(lowest, phases[r].base);
+      highest = larger(highest, phases[r].base + phases[r].count - 1 + last * x_axis.step);
+      most_terms = larger(most_terms, phases[r].count);
+    }
+    margin = ceil_div(-lowest, x_axis.step) * x_axis.step;
+    // Vectors read past the end of what they need, by four of them at most.
+    length = ceil_div(margin + highest + 1, x_axis.step) * x_axis.step;
+    source_size = length * channels + 5 * lanes * x_axis.step;
+    const int64_t rows = ceil_div(args.filter_height, y_axis.up);
+    sources = separable ? 1 : rows;
+    if (!separable) most_terms *= rows;
+  }
+
+  Work take(Arena& arena) const {
+    Work w{};
+    w.sources = arena.take<C>(sources * source_size);
+    w.source_row = arena.take<int64_t>(sources);
+    w.line = arena.take<C>(larger(args.in_width, args.out_width) * channels + 4 * lanes);
+    w.terms = arena.take<Term>(x_axis.phases * most_terms);
+    w.counts = arena.take<int64_t>(x_axis.phases);
+    return w;
+  }
+
+  void output_row(int64_t image, int64_t o, Work& w) const {
+    const Phase rows = y_axis.phase(o);
+    const int64_t begin = larger(0, -rows.base), end = smaller(rows.count, args.in_height - rows.base);
+    const T* x = static_cast<const T*>(args.x) + image * args.in_height * args.in_width * channels;
+    for (int64_t r = 0; r < x_axis.phases; r++) w.counts[r] = 0;
+    if (separable) {
+      sum_rows(x, rows, begin, end, w);
+      add_terms(row_taps, w.sources, w);
+    } else {
+      for (int64_t j = begin; j < end; j++) {
+        const int64_t row = rows.base + j, slot = row % sources;
+        C* source = w.sources + slot * source_size;
+        if (w.source_row[slot] != image * args.in_height + row) {
+          w.source_row[slot] = image * args.in_height + row;
+          const C one = 1;
+          const T* from = x + row * args.in_width * channels;
+          weigh_rows<1>(&from, &one, row_length(), false, target(source, w));
+          spread(source, w);
+        }
+        add_terms(row_taps + (rows.first + j * y_axis.up) * args.filter_width, source, w);
+      }
+    }
+    filter_row(image, o, w);
+  }
+
+  int64_t row_length() const { return args.in_width * channels; }
+
+  // --- input rows, and their sums --------------------------------------------------------------------------------
+
+  // Where a row without margins goes: straight into the source, or to be spread over the step's residues.
+  C* target(C* source, Work& w) const { return x_axis.step == 1 || !planar ? source + margin * channels : w.line; }
+
+  void spread(C* source, Work& w) const {
+    if (x_axis.step == 1 || !planar) return;
+    const int64_t step = x_axis.step, part = source_size / step;
+    if (step == 2) {
+      C *even = source + margin / 2, *odd = even + part;
+      for (int64_t i = 0; i < args.in_width / 2; i++) {
+        even[i] = w.line[2 * i];
+        odd[i] = w.line[2 * i + 1];
+      }
+      if (args.in_width % 2) even[args.in_width / 2] = w.line[args.in_width - 1];
+    } else {
+      for (int64_t i = 0; i < args.in_width; i++) source[i % step * part + (margin + i) / step] = w.line[i];
+    }
+  }
+
+  void sum_rows(const T* x, const Phase& rows, int64_t begin, int64_t end, Work& w) const {
+    C* to = target(w.sources, w);
+    if (begin >= end) {
+      std::memset(to, 0, row_length() * sizeof(C));
+    } else {
+      const T* row[4];
+      C tap[4];
+      for (int64_t j = begin; j < end; j += 4) {
+        const int count = static_cast<int>(smaller(4, end - j));
+        for (int k = 0; k < count; k++) {
+          row[k] = x + (rows.base + j + k) * row_length();
+          tap[k] = column_taps[rows.first + (j + k) * y_axis.up];
+        }
+        switch (count) {
+          case 1:
+            weigh_rows<1>(row, tap, row_length(), j > begin, to);
+            break;
+          case 2:
+            weigh_rows<2>(row, tap, row_length(), j > begin, to);
+            break;
+          case 3:
+            weigh_rows<3>(row, tap, row_length(), j > begin, to);
+            break;
+          default:
+            weigh_rows<4>(row, tap, row_length(), j > begin, to);
+        }
+      }
+    }
+    spread(w.sources, w);
+  }
+
+  template <int count>
+  static GENCORE_INLINE void weigh_rows(const T* const* row, const C* tap, int64_t size, bool add, C* to) {
+    for_each_vector<lanes>(size, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
+      V sum = add ? load(to + i, n) : V{};
+      for (int k = 0; k < count; k++) sum += load(row[k] + i, n) * tap[k];
+      store(to + i, sum, n);
+    });
+  }
+
+  // --- along the row ---------------------------------------------------------------------------------------------
+
+  void add_terms(const C* taps, const C* source, Work& w) const {
+    const int64_t step = x_axis.step, part = source_size / step;
+    for (int64_t r = 0; r < x_axis.phases; r++)
+      for (int64_t j = 0; j < phases[r].count; j++) {
+        const int64_t at = margin + phases[r].base + j;
+        const C* row = planar ? source + at % step * part + at / step * channels : source + at * channels;
+        w.terms[r * most_terms + w.counts[r]++] = {taps[phases[r].first + j * x_axis.up], row};
+      }
+  }
+
+  template <int vectors>
+  GENCORE_INLINE void add_up(const Term* terms, int64_t count, int64_t offset, V (&sum)[vectors]) const {
+    for (int i = 0; i < vectors; i++) sum[i] = V{};
+    for (int64_t t = 0; t < count; t++) {
+      const V tap = broadcast<V>(terms[t].tap);
+      for (int i = 0; i < vectors; i++) sum[i] += tap * load(terms[t].row + offset + i * lanes);
+    }
+  }
+
+  GENCORE_INLINE void put(T* y, V v, int64_t n) const {
+    if (streaming)
+      stream(y, v);
+    else
+      store(y, v, n);
+  }
+
+  Finish make_finish(int64_t image, int64_t o) const {
+    const FirEpilogue& e = args.epilogue;
+    Finish f{};
+    f.wanted = e.wanted;
+    if (!e.wanted) return f;
+    f.per_channel = !planar;
+    const int64_t sample = planar ? image / e.channels : image, channel = planar ? image % e.channels : 0;
+    f.scale = e.scale ? static_cast<const C*>(e.scale) + sample * e.channels + channel : nullptr;
+    f.bias = e.bias ? static_cast<const C*>(e.bias) + channel : nullptr;
+    f.noise = e.noise ? static_cast<const C*>(e.noise) + sample * e.noise_batch_stride + o * args.out_width : nullptr;
+    f.one_scale = planar && f.scale ? *f.scale : C{1};
+    f.one_bias = planar && f.bias ? *f.bias : C{0};
+    f.slope = static_cast<C>(e.slope);
+    f.gain = static_cast<C>(e.gain);
+    f.limit = e.clamp < 0 ? static_cast<C>(__builtin_inf()) : static_cast<C>(e.clamp);
+    return f;
+  }
+
+  void filter_row(int64_t image, int64_t o, Work& w) const {
+    const Finish finish = make_finish(image, o);
+    T* y = static_cast<T*>(args.y) + (image * args.out_height + o) * args.out_width * channels;
+    if (!planar)
+      filter_pixels(finish, y, w);
+    else if (x_axis.phases == 1)
+      filter_one_phase(finish, y, w);
+    else if (x_axis.phases == 2)
+      filter_two_phases(finish, y, w);
+    else
+      filter_phases(finish, y, w);
+  }
+
+  void filter_one_phase(const Finish& finish, T* y, const Work& w) const {
+    const int64_t size = args.out_width * channels, count = w.counts[0];
+    int64_t i = 0;
+    for (; i + 4 * lanes <= size; i += 4 * lanes) {
+      V sum[4];
+      add_up(w.terms, count, i, sum);
+      for (int j = 0; j < 4; j++) put(y + i + j * lanes, finish(sum[j], i + j * lanes, lanes, C{0}), lanes);
+    }
+    for (; i < size; i += lanes) {
+      V sum[1];
+      add_up(w.terms, count, i, sum);
+      const int64_t n = smaller(lanes, size - i);
+      put(y + i, finish(sum[0], i, n, C{0}), n);
+    }
+  }
+
+  void filter_two_phases(const Finish& finish, T* y, const Work& w) const {
+    const int64_t size = args.out_width;
+    const Term* odd_terms = w.terms + most_terms;
+    int64_t i = 0;
+    for (; i + 4 * lanes <= size; i += 4 * lanes) {
+      V even[2], odd[2], out[4];
+      add_up(w.terms, w.counts[0], i / 2, even);
+      add_up(odd_terms, w.counts[1], i / 2, odd);
+      interleave(even[0], odd[0], &out[0], &out[1]);
+      interleave(even[1], odd[1], &out[2], &out[3]);
+      for (int j = 0; j < 4; j++) put(y + i + j * lanes, finish(out[j], i + j * lanes, lanes, C{0}), lanes);
+    }
+    for (; i < size; i += 2 * lanes) {
+      V even[1], odd[1], out[2];
+      add_up(w.terms, w.counts[0], i / 2, even);
+      add_up(odd_terms, w.counts[1], i / 2, odd);
+      interleave(even[0], odd[0], &out[0], &out[1]);
+      for (int j = 0; j < 2 && i + j * lanes < size; j++) {
+        const int64_t at = i + j * lanes, n = smaller(lanes, size - at);
+        put(y + at, finish(out[j], at, n, C{0}), n);
+      }
+    }
+  }
+
+  void filter_phases(const Finish& finish, T* y, const Work& w) const {
+    const int64_t size = args.out_width;
+    for (int64_t o = 0; o < size; o++) {
+      const int64_t r = o % x_axis.phases, q = o / x_axis.phases;
+      C sum = 0;
+      for (int64_t t = 0; t < w.counts[r]; t++) {
+        const Term& term = w.terms[r * most_terms + t];
+        sum += term.tap * term.row[q];
+      }
+      w.line[o] = sum;
+    }
+    for (int64_t i = 0; i < size; i += lanes) {
+      const int64_t n = smaller(lanes, size - i);
+      put(y + i, finish(load(w.line + i, n), i, n, C{0}), n);
+    }
+  }
+
+  void filter_pixels(const Finish& finish, T* y, const Work& w) const {
+    for (int64_t o = 0; o < args.out_width; o++, y += channels) {
+      const int64_t r = o % x_axis.phases, offset = o / x_axis.phases * x_axis.step * channels;
+      const Term* terms = w.terms + r * most_terms;
+      const C noise = finish.noise ? finish.noise[o] : C{0};
+      int64_t c = 0;
+      for (; c + 4 * lanes <= channels; c += 4 * lanes) {
+        V sum[4];
+        add_up(terms, w.counts[r], offset + c, sum);
+        for (int j = 0; j < 4; j++) put(y + c + j * lanes, finish(sum[j], c + j * lanes, lanes, noise), lanes);
+      }
+      for (; c < channels; c += lanes) {
+        V sum[1];
+        add_up(terms, w.counts[r], offset + c, sum);
+        const int64_t n = smaller(lanes, channels - c);
+        put(y + c, finish(sum[0], c, n, noise), n);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void upfirdn2d(const Upfirdn2dArgs& args) { GENCORE_DISPATCH_DTYPE(args.dtype, Fir<scalar_t>(args).run()) }
+
+}  // namespace gencore::GENCORE_ISA
