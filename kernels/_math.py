@@ -85,6 +85,8 @@ def _box_muller(word_radius, word_angle):
 
 # The activations by number, as in gencore/ops/_activation.py.
 RELU, LEAKY_RELU, TANH, SILU = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
+SIGMOID, ELU, SELU, SOFTPLUS = tl.constexpr(5), tl.constexpr(7), tl.constexpr(8), tl.constexpr(9)
+SELU_ALPHA, SELU_SCALE = tl.constexpr(1.6732632423543772), tl.constexpr(1.0507009873554805)
 
 
 @triton.jit
@@ -98,6 +100,16 @@ def activate(u, negative_slope, ACTIVATION: tl.constexpr):
         u = tanh(u)
     elif ACTIVATION == SILU:
         u = u * sigmoid(u)
+    elif ACTIVATION == SIGMOID:
+        u = sigmoid(u)
+    elif ACTIVATION == ELU:
+        _, expm1 = exp_and_expm1(u)
+        u = tl.where(u > 0, u, expm1)
+    elif ACTIVATION == SELU:
+        _, expm1 = exp_and_expm1(u)
+        u = tl.where(u > 0, u, expm1 * SELU_ALPHA) * SELU_SCALE
+    elif ACTIVATION == SOFTPLUS:
+        u = softplus(u)
     return u
 
 
@@ -114,6 +126,17 @@ def activation_derivative(u, negative_slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == SILU:
         s = sigmoid(u)
         d = s * (1.0 + u * (1.0 - s))
+    elif ACTIVATION == SIGMOID:
+        s = sigmoid(u)
+        d = s * (1.0 - s)
+    elif ACTIVATION == ELU:
+        exp, _ = exp_and_expm1(u)
+        d = tl.where(u > 0, 1.0, exp)
+    elif ACTIVATION == SELU:
+        exp, _ = exp_and_expm1(u)
+        d = tl.where(u > 0, 1.0, exp * SELU_ALPHA) * SELU_SCALE
+    elif ACTIVATION == SOFTPLUS:
+        d = sigmoid(u)
     else:
         d = tl.full(u.shape, 1.0, tl.float32)
     return d
@@ -126,6 +149,16 @@ def tanh(x):
     # The first does not cancel near 0, the second does not overflow.
     t = tl.where(a < 0.5, expm1 / (expm1 + 2.0), 1.0 - 2.0 / (exp + 1.0))
     return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x), without overflow, and without loss where e^x is small."""
+    z, _ = exp_and_expm1(-tl.abs(x))
+    u = 1.0 + z
+    # log(u) z / (u - 1) takes back what rounding u did (Kahan); where u rounds to 1 the logarithm is z.
+    small = tl.where(u == 1.0, z, tl.log(u) * (z / tl.where(u == 1.0, 1.0, u - 1.0)))
+    return tl.where(x > 0, x, 0.0) + tl.where(x == x, small, x)
 
 
 @triton.jit

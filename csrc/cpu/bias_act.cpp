@@ -6,18 +6,8 @@ namespace gencore::GENCORE_ISA {
 
 namespace {
 
-// Outputs at least this large are written past the caches.
-constexpr int64_t kStreamBytes = 16 << 20;
 // Elements of a plane that are one task.
 constexpr int64_t kPart = 16384;
-
-template <class T, class V>
-GENCORE_INLINE void put(T* y, V v, int64_t n, bool streaming) {
-  if (streaming)
-    stream(y, v);
-  else
-    store(y, v, n);
-}
 
 // Elements [begin, end) of one plane.
 template <class T, Activation activation, class C = compute_t<T>>
@@ -46,7 +36,7 @@ void channels_last(const BiasActArgs& args, int64_t n, int64_t begin, int64_t en
   const int64_t channels = args.shape.channels, first = n * args.shape.pixels;
   const T* x = static_cast<const T*>(args.x);
   T* y = static_cast<T*>(args.y);
-  for_each_channel_tile<lanes>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
+  for_each_channel_tile<lanes, 8>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
     const BiasActColumns<C, vectors> columns(row, c, count);
     for (int64_t p = begin; p < end; p++) {
       const V noise = broadcast<V>(row.noise ? row.noise[p] : C{0});
@@ -62,9 +52,7 @@ void channels_last(const BiasActArgs& args, int64_t n, int64_t begin, int64_t en
 template <class T, Activation activation, class C = compute_t<T>>
 void forward(const BiasActArgs& args) {
   const BiasActShape& s = args.shape;
-  const bool streaming = s.numel() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
-                         reinterpret_cast<uintptr_t>(args.y) % 64 == 0 &&
-                         (s.channels_last ? s.channels : s.pixels) % Vector<C>::lanes == 0;
+  const bool streaming = bias_act_streams<T>(s, args.y);
   // One sample's pixels (or one plane's) are cut into parts; a part is what a thread takes at least.
   const int64_t size = s.channels_last ? kPart / s.channels + 1 : kPart;
   const int64_t parts = (s.pixels + size - 1) / size, rows = s.channels_last ? s.batch : s.batch * s.channels;

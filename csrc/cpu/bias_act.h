@@ -18,7 +18,7 @@ struct BiasActShape {
   bool channels_last;
   int64_t numel() const { return batch * channels * pixels; }
   // Pixels of one sample that make one block of the sums.
-  int64_t block_size() const { return channels_last ? 128 : 2048; }
+  int64_t block_size() const { return channels_last ? 64 : 2048; }
   int64_t blocks() const { return (pixels + block_size() - 1) / block_size(); }
 };
 

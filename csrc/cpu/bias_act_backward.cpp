@@ -16,7 +16,8 @@ struct Partial {
 };
 
 template <class T, Activation activation, class C = compute_t<T>>
-void planar_block(const BiasActBackwardArgs& args, int64_t n, int64_t begin, int64_t end, C* sum_g, C* sum_gx) {
+void planar_block(const BiasActBackwardArgs& args, int64_t n, int64_t first_channel, int64_t last_channel,
+                  int64_t begin, int64_t end, C* sum_g, C* sum_gx, bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const BiasActArgs& f = args.forward;
@@ -25,7 +26,7 @@ void planar_block(const BiasActBackwardArgs& args, int64_t n, int64_t begin, int
   const bool clamped = f.clamp >= 0;
   C* grad_noise = args.grad_noise ? static_cast<C*>(args.grad_noise) + n * f.shape.pixels : nullptr;
   if (grad_noise) std::memset(grad_noise + begin, 0, (end - begin) * sizeof(C));
-  for (int64_t c = 0; c < f.shape.channels; c++) {
+  for (int64_t c = first_channel; c < last_channel; c++) {
     const int64_t first = (n * f.shape.channels + c) * f.shape.pixels;
     const T* x = static_cast<const T*>(f.x) + first;
     const T* grad_y = static_cast<const T*>(args.grad_y) + first;
@@ -39,7 +40,7 @@ void planar_block(const BiasActBackwardArgs& args, int64_t n, int64_t begin, int
       if (row.noise) u += load(row.noise + p, count);
       // Lanes past the end load a gradient of zero.
       const V g = constants.template gradient<activation>(load(grad_y + p, count), u + bias, clamped);
-      store(grad_x + p, g * scale, count);
+      put(grad_x + p, g * scale, count, streaming);
       if (grad_noise) store(grad_noise + p, load(grad_noise + p, count) + g, count);
       g_sum[slot] += g;
       gx_sum[slot] += g * value;
@@ -49,8 +50,10 @@ void planar_block(const BiasActBackwardArgs& args, int64_t n, int64_t begin, int
   }
 }
 
-template <class T, Activation activation, class C = compute_t<T>>
-void channels_last_block(const BiasActBackwardArgs& args, int64_t n, int64_t begin, int64_t end, C* sum_g, C* sum_gx) {
+// scaled: there are a scale and its gradient; otherwise more channels are taken at once.
+template <class T, Activation activation, bool scaled, class C = compute_t<T>>
+void channels_last_block(const BiasActBackwardArgs& args, int64_t n, int64_t begin, int64_t end, C* sum_g, C* sum_gx,
+                         bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const BiasActArgs& f = args.forward;
@@ -61,21 +64,26 @@ void channels_last_block(const BiasActBackwardArgs& args, int64_t n, int64_t beg
   const T* x = static_cast<const T*>(f.x);
   const T* grad_y = static_cast<const T*>(args.grad_y);
   T* grad_x = static_cast<T*>(args.grad_x);
-  V noise_sum[128] = {};  // of BiasActShape::block_size() pixels
-  for_each_channel_tile<lanes>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
+  V noise_sum[64] = {};  // of BiasActShape::block_size() pixels
+  for_each_channel_tile<lanes, scaled ? 4 : 8>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
     const BiasActColumns<C, vectors> columns(row, c, count);
     V g_sum[vectors] = {}, gx_sum[vectors] = {};
     for (int64_t p = begin; p < end; p++) {
       const V noise = broadcast<V>(row.noise ? row.noise[p] : C{0});
+      V over_channels{};
       for (int j = 0; j < vectors; j++) {
         const int64_t i = (first + p) * channels + c + j * lanes;
-        const V value = load(x + i, count), u = value * columns.scale[j] + noise + columns.bias[j];
-        const V g = constants.template gradient<activation>(load(grad_y + i, count), u, clamped);
-        store(grad_x + i, g * columns.scale[j], count);
-        noise_sum[p - begin] += g;
+        const V value = load(x + i, count);
+        V u = value;
+        if constexpr (scaled) u *= columns.scale[j];
+        const V g =
+            constants.template gradient<activation>(load(grad_y + i, count), u + noise + columns.bias[j], clamped);
+        put(grad_x + i, scaled ? g * columns.scale[j] : g, count, streaming);
+        over_channels += g;
         g_sum[j] += g;
-        gx_sum[j] += g * value;
+        if constexpr (scaled) gx_sum[j] += g * value;
       }
+      noise_sum[p - begin] += over_channels;
     }
     for (int j = 0; j < vectors; j++) {
       store(sum_g + c + j * lanes, g_sum[j], count);
@@ -121,16 +129,23 @@ void backward(const BiasActBackwardArgs& args) {
     total = arena.take<double>(2 * s.channels);
     if (round == 0) arena = {static_cast<char*>(scratch(Scratch::shared, arena.used)), 0};
   }
-  parallel_for(0, s.batch * blocks, kBiasActGrain / work + 1, [&](int64_t begin, int64_t end) {
+  const bool streaming = bias_act_streams<T>(s, args.grad_x);
+  // Planes one after the other, as they lie in memory, unless a sum over channels is asked for.
+  const int64_t cuts = s.channels_last || args.grad_noise ? 1 : s.channels;
+  parallel_for(0, s.batch * blocks * cuts, kBiasActGrain * cuts / work + 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
-      const int64_t n = task / blocks, block = task % blocks;
+      const int64_t n = task / (cuts * blocks), cut = task / blocks % cuts, block = task % blocks;
       const int64_t from = block * size, to = from + size < s.pixels ? from + size : s.pixels;
       C *sum_g = partial.at(n, block, 0), *sum_gx = partial.at(n, block, 1);
-      if (s.channels_last)
-        channels_last_block<T, activation>(args, n, from, to, sum_g, sum_gx);
+      if (!s.channels_last)
+        planar_block<T, activation>(args, n, s.channels * cut / cuts, s.channels * (cut + 1) / cuts, from, to, sum_g,
+                                    sum_gx, streaming);
+      else if (args.forward.scale)
+        channels_last_block<T, activation, true>(args, n, from, to, sum_g, sum_gx, streaming);
       else
-        planar_block<T, activation>(args, n, from, to, sum_g, sum_gx);
+        channels_last_block<T, activation, false>(args, n, from, to, sum_g, sum_gx, streaming);
     }
+    if (streaming) stream_fence();
   });
   merge(args, partial, total);
 }

@@ -38,6 +38,23 @@ struct BiasActConstants {
   }
 };
 
+// Outputs at least this large are written past the caches.
+constexpr int64_t kBiasActStreamBytes = 16 << 20;
+
+template <class T>
+bool bias_act_streams(const BiasActShape& s, const void* y) {
+  return s.numel() * static_cast<int64_t>(sizeof(T)) >= kBiasActStreamBytes &&
+         reinterpret_cast<uintptr_t>(y) % 64 == 0 &&
+         (s.channels_last ? s.channels : s.pixels) % Vector<compute_t<T>>::lanes == 0;
+}
+template <class T, class V>
+GENCORE_INLINE void put(T* y, V v, int64_t n, bool streaming) {
+  if (streaming)
+    stream(y, v);
+  else
+    store(y, v, n);
+}
+
 // Where the scale, bias and noise of one sample begin; null where there are none.
 template <class C>
 struct BiasActRow {
@@ -61,11 +78,11 @@ struct BiasActColumns {
   }
 };
 
-// body<vectors>(channel, n) for tiles of a row of channels; the last vector of a tile has n lanes.
-template <int lanes, class Body>
+// body<vectors>(channel, n) for tiles of a row of channels, `wide` vectors each; the last vector of a tile has n lanes.
+template <int lanes, int wide, class Body>
 GENCORE_INLINE void for_each_channel_tile(int64_t channels, const Body& body) {
   int64_t c = 0;
-  for (; c + 4 * lanes <= channels; c += 4 * lanes) body.template operator()<4>(c, int64_t{lanes});
+  for (; c + wide * lanes <= channels; c += wide * lanes) body.template operator()<wide>(c, int64_t{lanes});
   for (; c < channels; c += lanes) body.template operator()<1>(c, channels - c < lanes ? channels - c : int64_t{lanes});
 }
 

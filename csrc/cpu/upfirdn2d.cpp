@@ -87,6 +87,7 @@ struct Fir {
   bool separable = false, planar, streaming;
   C *column_taps, *row_taps;  // [filter_height], [filter_width]; not separable: row_taps [filter_height][filter_width]
   Phase* phases;              // of the x axis
+  Phase* rows;                // of the y axis, one for each output row
   int64_t margin = 0, length = 0;  // zeros before a row, a multiple of the step; pixels of a row with its margins
   int64_t sources, source_size;    // input rows, or their sum, kept with margins
   int64_t most_terms;
@@ -143,6 +144,7 @@ struct Fir {
       column_taps = arena.take<C>(args.filter_height);
       row_taps = arena.take<C>(args.filter_height * args.filter_width);
       phases = arena.take<Phase>(x_axis.phases);
+      rows = arena.take<Phase>(args.out_height);
       if (round == 0) arena = {static_cast<char*>(scratch(Scratch::shared, arena.used)), 0};
     }
     separable = factorize(args, column_taps, row_taps);
@@ -157,12 +159,19 @@ struct Fir {
       Work w = take(own);
       std::memset(w.sources, 0, sources * source_size * sizeof(C));
       for (int64_t i = 0; i < sources; i++) w.source_row[i] = -1;
-      for (int64_t task = begin; task < end; task++) output_row(task / args.out_height, task % args.out_height, w);
+      for (int64_t r = 0; r < x_axis.phases; r++) w.counts[r] = 0;
+      if (separable) add_terms(row_taps, w.sources, w);
+      int64_t image = begin / args.out_height, o = begin % args.out_height;
+      for (int64_t task = begin; task < end; task++) {
+        output_row(image, o, w);
+        if (++o == args.out_height) image++, o = 0;
+      }
       if (streaming) stream_fence();
     });
   }
 
   void lay_out_rows() {
+    for (int64_t o = 0; o < args.out_height; o++) rows[o] = y_axis.phase(o);
     int64_t lowest = 0, highest = args.in_width - 1;
     most_terms = 1;
     for (int64_t r = 0; r < x_axis.phases; r++) {
@@ -177,9 +186,8 @@ struct Fir {
     // Vectors read past the end of what they need, by four of them at most.
     length = ceil_div(margin + highest + 1, x_axis.step) * x_axis.step;
     source_size = length * channels + 5 * lanes * x_axis.step;
-    const int64_t rows = ceil_div(args.filter_height, y_axis.up);
-    sources = separable ? 1 : rows;
-    if (!separable) most_terms *= rows;
+    sources = separable ? 1 : ceil_div(args.filter_height, y_axis.up);
+    most_terms *= sources;
   }
 
   Work take(Arena& arena) const {
@@ -193,16 +201,15 @@ struct Fir {
   }
 
   void output_row(int64_t image, int64_t o, Work& w) const {
-    const Phase rows = y_axis.phase(o);
-    const int64_t begin = larger(0, -rows.base), end = smaller(rows.count, args.in_height - rows.base);
+    const Phase& phase = rows[o];
+    const int64_t begin = larger(0, -phase.base), end = smaller(phase.count, args.in_height - phase.base);
     const T* x = static_cast<const T*>(args.x) + image * args.in_height * args.in_width * channels;
-    for (int64_t r = 0; r < x_axis.phases; r++) w.counts[r] = 0;
     if (separable) {
-      sum_rows(x, rows, begin, end, w);
-      add_terms(row_taps, w.sources, w);
+      sum_rows(x, phase, begin, end, w);
     } else {
+      for (int64_t r = 0; r < x_axis.phases; r++) w.counts[r] = 0;
       for (int64_t j = begin; j < end; j++) {
-        const int64_t row = rows.base + j, slot = row % sources;
+        const int64_t row = phase.base + j, slot = row % sources;
         C* source = w.sources + slot * source_size;
         if (w.source_row[slot] != image * args.in_height + row) {
           w.source_row[slot] = image * args.in_height + row;
@@ -211,7 +218,7 @@ struct Fir {
           weigh_rows<1>(&from, &one, row_length(), false, target(source, w));
           spread(source, w);
         }
-        add_terms(row_taps + (rows.first + j * y_axis.up) * args.filter_width, source, w);
+        add_terms(row_taps + (phase.first + j * y_axis.up) * args.filter_width, source, w);
       }
     }
     filter_row(image, o, w);
@@ -239,7 +246,7 @@ struct Fir {
     }
   }
 
-  void sum_rows(const T* x, const Phase& rows, int64_t begin, int64_t end, Work& w) const {
+  void sum_rows(const T* x, const Phase& phase, int64_t begin, int64_t end, Work& w) const {
     C* to = target(w.sources, w);
     if (begin >= end) {
       std::memset(to, 0, row_length() * sizeof(C));
@@ -249,8 +256,8 @@ struct Fir {
       for (int64_t j = begin; j < end; j += 4) {
         const int count = static_cast<int>(smaller(4, end - j));
         for (int k = 0; k < count; k++) {
-          row[k] = x + (rows.base + j + k) * row_length();
-          tap[k] = column_taps[rows.first + (j + k) * y_axis.up];
+          row[k] = x + (phase.base + j + k) * row_length();
+          tap[k] = column_taps[phase.first + (j + k) * y_axis.up];
         }
         switch (count) {
           case 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, cpu_refusal
+from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._activation import EPILOGUE_ACTIVATIONS
 from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
 from gencore.ops._library import define, differentiate
@@ -225,7 +225,24 @@ def _backward_kernel(call: Any) -> Any:
     return backward
 
 
-OP = Op("bias_act", {"cpu": Implementation(lambda x, *args, **kwargs: cpu_refusal(x))})
+def _triton(name: str) -> Any:
+    def call() -> Any:
+        import gencore.kernels.bias_act as kernels
+
+        return getattr(kernels, name)
+
+    return call
+
+
+OP = Op(
+    "bias_act",
+    {
+        "triton": Implementation(
+            lambda x, *args, **kwargs: triton_refusal(x), lambda x, *args, **kwargs: triton_slower(x)
+        ),
+        "cpu": Implementation(lambda x, *args, **kwargs: cpu_refusal(x)),
+    },
+)
 
 # --- registration ----------------------------------------------------------------------------------------------------
 
@@ -284,7 +301,10 @@ def _differentiate_backward(ctx: Any, *grad_outputs: Any) -> Any:
 _CONFIG = "Tensor? scale, Tensor? noise, Tensor? b, int dim, str act, float alpha, float gain, float clamp, str impl"
 _FORWARD = define(
     f"bias_act(Tensor x, {_CONFIG}) -> Tensor",
-    {"cpu": _forward_kernel(lambda: torch.ops.gencore_c.bias_act.default)},
+    {
+        "cpu": _forward_kernel(lambda: torch.ops.gencore_c.bias_act.default),
+        "triton": _forward_kernel(_triton("bias_act")),
+    },
     _fake_forward,
     setup_context=_save_forward,
     backward=_differentiate_forward,
@@ -292,7 +312,10 @@ _FORWARD = define(
 _BACKWARD = define(
     f"bias_act_backward(Tensor grad_y, Tensor x, {_CONFIG}) "
     "-> (Tensor grad_x, Tensor grad_scale, Tensor grad_noise, Tensor grad_b)",
-    {"cpu": _backward_kernel(lambda: torch.ops.gencore_c.bias_act_backward.default)},
+    {
+        "cpu": _backward_kernel(lambda: torch.ops.gencore_c.bias_act_backward.default),
+        "triton": _backward_kernel(_triton("bias_act_backward")),
+    },
     _fake_backward,
     setup_context=_save_backward,
     backward=_differentiate_backward,

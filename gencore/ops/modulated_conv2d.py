@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
+from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor, compute_dtype
 from gencore.ops.bias_act import check_bias, resolve_activation, scaled_bias_act
 from gencore.ops.conv import conv2d, conv_transpose2d
@@ -232,16 +231,20 @@ def _resampled(
     return conv2d(x, correlated, None, down, (y0, x0), 1, groups, impl=conv_impl)
 
 
-def _modulated_cpu_refusal(x: Tensor, *args: Any, resample_filter: Tensor | None = None, **kwargs: Any) -> Reason:
-    return cpu_refusal(x) or filter_refusal(resample_filter)
+def _table(filter_of: Callable[..., Tensor | None]) -> dict[str, Implementation]:
+    return {
+        "triton": Implementation(
+            lambda x, *args, **kwargs: triton_refusal(x) or filter_refusal(filter_of(x, *args, **kwargs)),
+            lambda x, *args, **kwargs: triton_slower(x),
+        ),
+        "cpu": Implementation(
+            lambda x, *args, **kwargs: cpu_refusal(x) or filter_refusal(filter_of(x, *args, **kwargs))
+        ),
+    }
 
 
-def _resample_cpu_refusal(x: Tensor, weight: Tensor, f: Tensor | None = None, *args: Any, **kwargs: Any) -> Reason:
-    return cpu_refusal(x) or filter_refusal(f)
-
-
-OP = Op("modulated_conv2d", {"cpu": Implementation(_modulated_cpu_refusal)})
-RESAMPLE = Op("conv2d_resample", {"cpu": Implementation(_resample_cpu_refusal)})
+OP = Op("modulated_conv2d", _table(lambda x, *args, resample_filter=None, **kwargs: resample_filter))
+RESAMPLE = Op("conv2d_resample", _table(lambda x, weight, f=None, *args, **kwargs: f))
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
+from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating, compute_dtype
 from gencore.ops._library import define
 from gencore.ops.conv_core import _dense, _empty, is_channels_last
@@ -231,24 +231,38 @@ def setup_filter(
 # --- implementations -------------------------------------------------------------------------------------------------
 
 
-def _upfirdn2d_cpu(
-    x: Tensor,
-    f: Tensor,
-    up: list[int],
-    down: list[int],
-    padding: list[int],
-    flip_filter: bool,
-    gain: float,
-    *epilogue: Any,
-) -> Tensor:
-    dense = _dense(x)
-    channels_last = is_channels_last(dense)
-    size = output_size("upfirdn2d", x, f, up, down, padding)
-    y = _empty((*x.shape[:2], *size), x, channels_last)
-    pads = (padding[0], padding[2])
-    rest = (True, *epilogue) if epilogue else (False, None, None, None, 1.0, 1.0, -1.0)
-    torch.ops.gencore_c.upfirdn2d.default(dense, f, *up, *down, *pads, flip_filter, gain, *rest, channels_last, y)
-    return y
+def _kernel(call: Any) -> Any:
+    def upfirdn2d(
+        x: Tensor,
+        f: Tensor,
+        up: list[int],
+        down: list[int],
+        padding: list[int],
+        flip_filter: bool,
+        gain: float,
+        *epilogue: Any,
+    ) -> Tensor:
+        dense = _dense(x)
+        channels_last = is_channels_last(dense)
+        size = output_size("upfirdn2d", x, f, up, down, padding)
+        y = _empty((*x.shape[:2], *size), x, channels_last)
+        pads = (padding[0], padding[2])
+        call(dense, f, *up, *down, *pads, flip_filter, gain, *epilogue, channels_last, y)
+        return y
+
+    return upfirdn2d
+
+
+def _cpu(*args: Any) -> None:
+    *given, channels_last, y = args
+    epilogue = (True, *given[10:]) if len(given) > 10 else (False, None, None, None, 1.0, 1.0, -1.0)
+    torch.ops.gencore_c.upfirdn2d.default(*given[:10], *epilogue, channels_last, y)
+
+
+def _triton(x: Tensor, f: Tensor, *args: Any) -> None:
+    from gencore.kernels.upfirdn2d import upfirdn2d
+
+    upfirdn2d(x, f.float(), *args)
 
 
 def filter_refusal(f: Tensor | None) -> Reason:
@@ -257,7 +271,16 @@ def filter_refusal(f: Tensor | None) -> Reason:
     return "only the reference has a gradient of the filter" if wanted else None
 
 
-OP = Op("upfirdn2d", {"cpu": Implementation(lambda x, f=None, *args, **kwargs: cpu_refusal(x) or filter_refusal(f))})
+OP = Op(
+    "upfirdn2d",
+    {
+        "triton": Implementation(
+            lambda x, f=None, *args, **kwargs: triton_refusal(x) or filter_refusal(f),
+            lambda x, *args, **kwargs: triton_slower(x),
+        ),
+        "cpu": Implementation(lambda x, f=None, *args, **kwargs: cpu_refusal(x) or filter_refusal(f)),
+    },
+)
 
 # --- registration ----------------------------------------------------------------------------------------------------
 
@@ -295,7 +318,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> Any:
 _UPFIRDN2D = define(
     "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, SymInt[] padding, bool flip_filter, float gain, str impl) "
     "-> Tensor",
-    {"cpu": _upfirdn2d_cpu},
+    {"cpu": _kernel(_cpu), "triton": _kernel(_triton)},
     _fake,
     setup_context=_save,
     backward=_differentiate,
@@ -369,6 +392,6 @@ def output_size(
 _UPFIRDN2D_BIAS_ACT = define(
     "upfirdn2d_bias_act(Tensor x, Tensor f, int[] up, int[] down, SymInt[] padding, bool flip_filter, float gain, "
     "Tensor? scale, Tensor? noise, Tensor? b, float slope, float act_gain, float clamp, str impl) -> Tensor",
-    {"cpu": _upfirdn2d_cpu},
+    {"cpu": _kernel(_cpu)},
     _fake,
 )

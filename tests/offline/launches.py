@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import torch
 from gencore.kernels import batch_norm_act as bn
+from gencore.kernels import bias_act as ba
 from gencore.kernels import conv
 from gencore.kernels import reparameterize_kl as kl
+from gencore.kernels import upfirdn2d as fir
 
 HALF, FLOAT = torch.bfloat16, torch.float32
 
@@ -61,6 +63,38 @@ def _conv(dtype: torch.dtype, transposed: bool) -> Callable[[], None]:
     return launch
 
 
+def _bias_act(
+    dtype: torch.dtype, *shape: int, channels_last: bool = False, epilogue: bool = False, clamp: float = -1.0
+) -> Callable[[], None]:
+    """Forward and backward: bias alone (three kernels), or the epilogue of a modulated convolution (five)."""
+
+    def launch() -> None:
+        batch, channels, pixels = shape
+        x, b = torch.empty(shape, dtype=dtype), torch.empty(channels)
+        scale, noise = (torch.empty(batch, channels), torch.empty(batch, pixels)) if epilogue else (None, None)
+        config = (LEAKY_RELU, 0.2, 2**0.5, clamp, channels_last)
+        ba.bias_act(x, scale, noise, b, *shape, *config, x)
+        ba.bias_act_backward(x, x, scale, noise, b, *shape, *config, x, scale, noise, b)
+
+    return launch
+
+
+def _upfirdn2d(
+    dtype: torch.dtype,
+    *shape: int,
+    up: int = 1,
+    down: int = 1,
+    taps: tuple[int, ...] = (4, 4),
+    channels_last: bool = False,
+) -> Callable[[], None]:
+    def launch() -> None:
+        n, c, h, w = shape
+        x, y = torch.empty(shape, dtype=dtype), torch.empty((n, c, h * up // down, w * up // down), dtype=dtype)
+        fir.upfirdn2d(x, torch.empty(taps), up, up, down, down, 2, 2, False, 1.0, channels_last, y)
+
+    return launch
+
+
 # Each of these compiles for four machines: enough to see every kernel, width and layout, few enough to take a minute.
 LAUNCHES: dict[str, Callable[[], None]] = {
     "reparameterize_kl float32 1024x512": _reparameterize(FLOAT, 1024, 512, False),
@@ -75,4 +109,16 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "batch_norm_act bfloat16 64x128x512x512, 64-bit offsets": _batch_norm(HALF, 64, 128, 512, 512),
     "conv_transpose2d bfloat16 64x256x16x16, 128 channels": _conv(HALF, True),
     "conv2d float32 64x128x32x32, 256 channels": _conv(FLOAT, False),
+    "bias_act float32 8x128x16384": _bias_act(FLOAT, 8, 128, 16384),
+    "bias_act bfloat16 8x512x256, channels_last, clamped": _bias_act(
+        HALF, 8, 512, 256, channels_last=True, clamp=256.0
+    ),
+    "bias_act float32 8x128x16384, epilogue": _bias_act(FLOAT, 8, 128, 16384, epilogue=True),
+    "bias_act bfloat16 8x512x256, epilogue, channels_last": _bias_act(
+        HALF, 8, 512, 256, channels_last=True, epilogue=True
+    ),
+    "upfirdn2d float32 8x128x64x64, up": _upfirdn2d(FLOAT, 8, 128, 64, 64, up=2),
+    "upfirdn2d bfloat16 8x128x128x128, down": _upfirdn2d(HALF, 8, 128, 128, 128, down=2),
+    "upfirdn2d bfloat16 8x128x64x64, up, channels_last": _upfirdn2d(HALF, 8, 128, 64, 64, up=2, channels_last=True),
+    "upfirdn2d float32 8x32x256x256, 12 taps": _upfirdn2d(FLOAT, 8, 32, 256, 256, up=2, taps=(12,)),
 }
