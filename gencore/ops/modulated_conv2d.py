@@ -14,6 +14,7 @@ from gencore.ops.bias_act import check_bias, resolve_activation, scaled_bias_act
 from gencore.ops.conv import conv2d, conv_transpose2d
 from gencore.ops.linear import linear
 from gencore.ops.upfirdn2d import SLOPES, FirEpilogue, check_filter, expand_padding, filter_refusal, resample
+from gencore.reference._precision import without_autocast
 from gencore.reference.modulated_conv2d import DEMODULATION_EPS
 from gencore.reference.upfirdn2d import filter_size, resample_padding
 
@@ -165,6 +166,7 @@ def conv2d_resample(
 _NOTHING = ("identity", 0.0, 1.0, -1.0)  # for an epilogue: no activation, gain 1, no clamp
 
 
+@without_autocast
 def _demodulation(style: Tensor, weight: Tensor, impl: str) -> Tensor:
     """The factors [N, O], from the squared styles and the squared weights of every pair of channels."""
     compute = compute_dtype(style.dtype)
@@ -181,6 +183,7 @@ def _widened(x: Tensor, weight: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
     return (x.float(), weight.float()) if narrow else (x, weight)
 
 
+@without_autocast
 def _resampled(
     x: Tensor,
     weight: Tensor,
