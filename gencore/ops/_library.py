@@ -43,7 +43,7 @@ def define(
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     op = getattr(torch.ops.gencore, name).default
     if backward is not None and setup_context is not None:
-        if _DIRECT_AUTOGRAD:
+        if _DIRECT_AUTOGRAD and "Tensor[]" not in schema:
             _register_autograd_directly(name, op, setup_context, backward)
         else:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
@@ -52,7 +52,7 @@ def define(
 
 # torch.library.register_autograd costs a call of ten arguments 45 us, most of it in looking up defaults that our
 # schemas do not have; the same registration by hand costs 10. A torch without the names that it needs gets the
-# library's.
+# library's, and so do lists of tensors, which an autograd function does not see into.
 _NEEDED = ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_any_requires_grad")
 _DIRECT_AUTOGRAD = all(hasattr(torch._C, name) for name in _NEEDED)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Op
+from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating
+from gencore.ops.conv import conv2d
+from gencore.ops.self_attention import self_attention
+from gencore.reference.self_attention import project
 
 
 def attention_block(
@@ -46,8 +51,31 @@ def attention_block(
         Zhang, Goodfellow, Metaxas and Odena, "Self-Attention Generative Adversarial Networks", 2019, section 3.
     """
     _validate(x, w_query, w_key, w_value, w_out, gamma, pool)
-    OP.select(impl, x)
-    return reference.attention_block(x, w_query, w_key, w_value, w_out, gamma, pool, scale)
+    chosen = OP.select(impl, x)
+    if chosen == "reference":
+        return reference.attention_block(x, w_query, w_key, w_value, w_out, gamma, pool, scale)
+    width, others = w_query.shape[0], w_key.shape[0] + w_value.shape[0]
+    # One reading of x for the three projections, and one pooling for two of them.
+    weights = torch.cat([_image(w_query), _image(w_key), _image(w_value)])
+    query, rest = _project(x, weights, chosen).split([width, others], 1)
+    if pool:
+        rest = torch.nn.functional.max_pool2d(rest, 2)
+    key, value = rest.split([w_key.shape[0], w_value.shape[0]], 1)
+    o = self_attention(query.flatten(2).mT, key.flatten(2).mT, value.flatten(2).mT, scale=scale, impl=chosen)
+    # Back to a feature map, in the layout in which the attention has left it.
+    o = o.mT.unflatten(2, x.shape[2:])
+    return torch.addcmul(x, _project(o, w_out, chosen), gamma)
+
+
+def _image(weight: Tensor) -> Tensor:
+    return weight.reshape(*weight.shape[:2], 1, 1)
+
+
+def _project(x: Tensor, weight: Tensor, chosen: str) -> Tensor:
+    if chosen == "cpu" and x.dtype != torch.float16 and x.numel() > 0:
+        return conv2d(x, _image(weight), impl="cpu")
+    with torch.autocast(x.device.type, enabled=False):
+        return project(x, weight)
 
 
 def _validate(
@@ -91,4 +119,19 @@ def _check_projection(name: str, weight: Tensor, rows: int | None, columns: int)
 
 # --- implementations -------------------------------------------------------------------------------------------------
 
-OP = Op("attention_block", {})
+
+def _cpu_refusal(x: Tensor, *args: object, **kwargs: object) -> Reason:
+    return cpu_refusal(x)
+
+
+def _triton_refusal(x: Tensor, *args: object, **kwargs: object) -> Reason:
+    return triton_refusal(x)
+
+
+OP = Op(
+    "attention_block",
+    {
+        "triton": Implementation(_triton_refusal, lambda x, *args, **kwargs: triton_slower(x)),
+        "cpu": Implementation(_cpu_refusal),
+    },
+)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Op
+from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
+from gencore.ops._library import define, differentiate
 
 
 def spectral_norm(
@@ -130,8 +132,7 @@ def _validate(
         raise ValueError(f"{where}: eps must be positive, got {eps}")
     if n_power_iterations < 0:
         raise ValueError(f"{where}: n_power_iterations must not be negative, got {n_power_iterations}")
-    rows = weight.shape[dim]
-    for name, vector, length in (("u", u, rows), ("v", v, weight.numel() // max(rows, 1))):
+    for name, vector, length in zip("uv", (u, v), _lengths(weight, dim % rank), strict=True):
         check_floating(where, name + suffix, vector)
         check_device(where, name + suffix, vector, f"weight{suffix}", weight)
         check_shape(where, name + suffix, vector, (length,))
@@ -141,6 +142,14 @@ def _validate(
                 f"{compute_dtype(weight.dtype)}; got {vector.dtype}"
             )
     return dim % rank
+
+
+def _lengths(weight: Tensor, dim: int) -> tuple[int, int]:
+    """Of u and v."""
+    columns = 1
+    for d, size in enumerate(weight.shape):
+        columns *= 1 if d == dim else size
+    return weight.shape[dim], columns
 
 
 def _iterations(training: bool, n_power_iterations: int) -> int:
@@ -159,23 +168,171 @@ def _run(
     dims: Sequence[int],
     v_first: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    # Copies of u and v are what the backward keeps, so that the buffers may change before it runs.
-    compute = compute_dtype(weights[0].dtype)
-    layers = [
-        reference.spectral_norm(
-            w, u.detach().to(compute, copy=True), v.detach().to(compute, copy=True), iterations, eps, dim, v_first
-        )
-        for w, u, v, dim in zip(weights, us, vs, dims, strict=True)
-    ]
-    normal, sigma, new_us, new_vs = (list(values) for values in zip(*layers, strict=True))
+    if chosen == "reference":
+        # Copies of u and v are what the backward keeps, so that the buffers may change before it runs.
+        compute = compute_dtype(weights[0].dtype)
+        layers = [
+            reference.spectral_norm(
+                w, u.to(compute, copy=True), v.to(compute, copy=True), iterations, eps, dim, v_first
+            )
+            for w, u, v, dim in zip(weights, us, vs, dims, strict=True)
+        ]
+        normal, sigma, *moved = (list(values) for values in zip(*layers, strict=True))
+        new = [x for pair in zip(*moved, strict=True) for x in pair]
+    else:
+        vectors = torch.cat([x.flatten() for pair in zip(us, vs, strict=True) for x in pair])
+        vectors = vectors.to(compute_dtype(weights[0].dtype))
+        normal, sigmas, vectors = _FORWARD(list(weights), vectors, iterations, float(eps), list(dims), v_first, chosen)
+        sigma = list(sigmas.unbind())
+        new = list(vectors.split([x.numel() for pair in zip(us, vs, strict=True) for x in pair])) if iterations else []
     if iterations > 0:
         with torch.no_grad():
-            for buffer, value in zip([*us, *vs], [*new_us, *new_vs], strict=True):
-                buffer.copy_(value)
+            buffers = [x for pair in zip(us, vs, strict=True) for x in pair]
+            torch._foreach_copy_(buffers, new)
     return normal, sigma
 
 
 # --- implementations -------------------------------------------------------------------------------------------------
 
-OP = Op("spectral_norm", {})
-LIST_OP = Op("spectral_norm_list", {})
+
+def _forward_kernel(call: Any) -> Any:
+    def forward(
+        weights: list[Tensor], vectors: Tensor, n_power_iterations: int, eps: float, dims: list[int], v_first: bool
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        dense = [w.contiguous() for w in weights]
+        normal = [torch.empty_like(w) for w in dense]
+        vectors, sigma = vectors.clone(), vectors.new_empty((len(weights),))
+        call()(dense, vectors, n_power_iterations, eps, dims, v_first, normal, sigma)
+        return _laid_out(normal, weights), sigma, vectors
+
+    return forward
+
+
+def _backward_kernel(call: Any) -> Any:
+    def backward(
+        grads: list[Tensor],
+        grad_sigma: Tensor,
+        weights: list[Tensor],
+        sigma: Tensor,
+        vectors: Tensor,
+        eps: float,
+        dims: list[int],
+    ) -> list[Tensor]:
+        dense, dense_grads = [w.contiguous() for w in weights], [g.contiguous() for g in grads]
+        results = [torch.empty_like(w) for w in dense]
+        call()(dense_grads, grad_sigma.contiguous(), dense, sigma, vectors, eps, dims, results)
+        return _laid_out(results, weights)
+
+    return backward
+
+
+def _laid_out(tensors: list[Tensor], like: list[Tensor]) -> list[Tensor]:
+    """Each with the strides that ``torch.empty_like`` gives it, a copy only where they differ."""
+    return [t if w.is_contiguous() else torch.empty_like(w).copy_(t) for t, w in zip(tensors, like, strict=True)]
+
+
+def _triton(name: str) -> Any:
+    def call() -> Any:
+        import gencore.kernels.spectral_norm as kernels
+
+        return getattr(kernels, name)
+
+    return call
+
+
+_IMPLEMENTATIONS = {
+    "triton": Implementation(
+        lambda weight, *args, **kwargs: triton_refusal(weight), lambda weight, *args, **kwargs: triton_slower(weight)
+    ),
+    "cpu": Implementation(lambda weight, *args, **kwargs: cpu_refusal(weight)),
+}
+OP = Op("spectral_norm", _IMPLEMENTATIONS)
+LIST_OP = Op("spectral_norm_list", _IMPLEMENTATIONS)
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+
+def _fake_forward(
+    weights: list[Tensor],
+    vectors: Tensor,
+    n_power_iterations: int,
+    eps: float,
+    dims: list[int],
+    v_first: bool,
+    impl: str,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    return [torch.empty_like(w) for w in weights], vectors.new_empty((len(weights),)), torch.empty_like(vectors)
+
+
+def _fake_backward(
+    grads: list[Tensor],
+    grad_sigma: Tensor,
+    weights: list[Tensor],
+    sigma: Tensor,
+    vectors: Tensor,
+    eps: float,
+    dims: list[int],
+    impl: str,
+) -> list[Tensor]:
+    return [torch.empty_like(w) for w in weights]
+
+
+def _save_forward(ctx: Any, inputs: Any, output: Any) -> None:
+    weights, _, _, ctx.eps, ctx.dims, _, ctx.impl = inputs
+    _, sigma, vectors = output
+    ctx.mark_non_differentiable(vectors)
+    ctx.save_for_backward(*weights, sigma, vectors)
+
+
+def _differentiate_forward(ctx: Any, grads: list[Tensor | None], grad_sigma: Tensor, _vectors: Any) -> Any:
+    *weights, sigma, vectors = ctx.saved_tensors
+    given = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
+    grad_sigma = torch.zeros_like(sigma) if grad_sigma is None else grad_sigma
+    return _BACKWARD(given, grad_sigma, weights, sigma, vectors, ctx.eps, ctx.dims, ctx.impl), *[None] * 6
+
+
+def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
+    grads, grad_sigma, weights, _, vectors, ctx.eps, ctx.dims, _ = inputs
+    ctx.save_for_backward(*grads, grad_sigma, *weights, vectors)
+
+
+def _differentiate_backward(ctx: Any, grad_outputs: list[Tensor | None]) -> Any:
+    # sigma is worked out again from the weights, which thus carry its derivative too.
+    *inputs, vectors = ctx.saved_tensors
+    count = len(ctx.dims)
+    lengths = [_lengths(weight, dim) for weight, dim in zip(inputs[count + 1 :], ctx.dims, strict=True)]
+    vectors = vectors.split([n for pair in lengths for n in pair])
+
+    def formula(*values: Any) -> list[Tensor]:
+        grads, grad_sigma, weights = values[:count], values[count], values[count + 1 :]
+        return [
+            reference.spectral_norm_backward(grads[i], grad_sigma[i], weights[i], u, v, ctx.eps, dim)
+            for i, (dim, u, v) in enumerate(zip(ctx.dims, vectors[::2], vectors[1::2], strict=True))
+        ]
+
+    results = differentiate(formula, inputs, grad_outputs)
+    return results[:count], results[count], results[count + 1 :], *[None] * 5
+
+
+_FORWARD = define(
+    "spectral_norm(Tensor[] weights, Tensor vectors, int n_power_iterations, float eps, int[] dims, bool v_first, "
+    "str impl) -> (Tensor[] normal, Tensor sigma, Tensor vectors)",
+    {
+        "cpu": _forward_kernel(lambda: torch.ops.gencore_c.spectral_norm.default),
+        "triton": _forward_kernel(_triton("spectral_norm")),
+    },
+    _fake_forward,
+    setup_context=_save_forward,
+    backward=_differentiate_forward,
+)
+_BACKWARD = define(
+    "spectral_norm_backward(Tensor[] grads, Tensor grad_sigma, Tensor[] weights, Tensor sigma, Tensor vectors, "
+    "float eps, int[] dims, str impl) -> Tensor[]",
+    {
+        "cpu": _backward_kernel(lambda: torch.ops.gencore_c.spectral_norm_backward.default),
+        "triton": _backward_kernel(_triton("spectral_norm_backward")),
+    },
+    _fake_backward,
+    setup_context=_save_backward,
+    backward=_differentiate_backward,
+)

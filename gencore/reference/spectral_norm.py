@@ -43,8 +43,8 @@ def spectral_norm_backward(
 
 def as_matrix(weight: Tensor, dim: int) -> Tensor:
     """``weight`` as [size of ``dim``, everything else]."""
-    rows = weight.shape[dim]
-    return weight.movedim(dim, 0).reshape(rows, weight.numel() // max(rows, 1))
+    moved = weight.movedim(dim, 0)
+    return moved.flatten(1) if moved.dim() > 1 else moved.unsqueeze(1)
 
 
 def _unit(vector: Tensor, before: Tensor, eps: float) -> Tensor:

@@ -9,6 +9,8 @@ from gencore.kernels import batch_norm_act as bn
 from gencore.kernels import bias_act as ba
 from gencore.kernels import conv
 from gencore.kernels import reparameterize_kl as kl
+from gencore.kernels import self_attention as attention
+from gencore.kernels import spectral_norm as sn
 from gencore.kernels import upfirdn2d as fir
 
 HALF, FLOAT = torch.bfloat16, torch.float32
@@ -95,6 +97,36 @@ def _upfirdn2d(
     return launch
 
 
+def _attention(
+    dtype: torch.dtype, batch: int, queries: int, keys: int, width: int, values: int, backward: bool
+) -> Callable[[], None]:
+    """Of feature maps, [batch, width, positions]; the backward is four kernels."""
+
+    def launch() -> None:
+        shapes = ((width, queries), (width, keys), (values, keys), (values, queries))
+        query, key, value, out = (torch.empty((batch, *shape), dtype=dtype).mT for shape in shapes)
+        row = torch.empty((batch, queries))
+        if backward:
+            attention.self_attention_backward(out, query, key, value, out, row, row, 1.0, query, key, value)
+        else:
+            attention.self_attention(query, key, value, 1.0, out, row, row)
+
+    return launch
+
+
+def _spectral_norm(dtype: torch.dtype, *shape: int, dim: int = 0) -> Callable[[], None]:
+    """One training iteration and the backward of one layer: seven kernels."""
+
+    def launch() -> None:
+        weight = torch.empty(shape, dtype=dtype)
+        sigma = torch.empty(1)
+        vectors = torch.empty(shape[dim] + weight.numel() // shape[dim])
+        sn.spectral_norm([weight], vectors, 1, 1e-12, [dim], True, [weight], sigma)
+        sn.spectral_norm_backward([weight], sigma, [weight], sigma, vectors, 1e-12, [dim], [weight])
+
+    return launch
+
+
 # Each of these compiles for four machines: enough to see every kernel, width and layout, few enough to take a minute.
 LAUNCHES: dict[str, Callable[[], None]] = {
     "reparameterize_kl float32 1024x512": _reparameterize(FLOAT, 1024, 512, False),
@@ -121,4 +153,10 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "upfirdn2d bfloat16 8x128x128x128, down": _upfirdn2d(HALF, 8, 128, 128, 128, down=2),
     "upfirdn2d bfloat16 8x128x64x64, up, channels_last": _upfirdn2d(HALF, 8, 128, 64, 64, up=2, channels_last=True),
     "upfirdn2d float32 8x32x256x256, 12 taps": _upfirdn2d(FLOAT, 8, 32, 256, 256, up=2, taps=(12,)),
+    "self_attention bfloat16 64x64, C=64": _attention(HALF, 16, 4096, 1024, 8, 32, False),
+    "self_attention float32 64x64, C=192": _attention(FLOAT, 16, 4096, 1024, 24, 96, False),
+    "self_attention_backward bfloat16 64x64, C=64": _attention(HALF, 16, 4096, 1024, 8, 32, True),
+    "self_attention_backward float32 64x64, C=192": _attention(FLOAT, 16, 4096, 1024, 24, 96, True),
+    "spectral_norm float32 1536x1536x3x3": _spectral_norm(FLOAT, 1536, 1536, 3, 3),
+    "spectral_norm bfloat16 512x256x4x4, transposed": _spectral_norm(HALF, 512, 256, 4, 4, dim=1),
 }

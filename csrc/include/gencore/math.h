@@ -1,5 +1,5 @@
-// exp, log, sin(pi t), cos(pi t), tanh and sigmoid on simd.h's vectors, each within a few units in the last place.
-// The double overloads are libm's.
+// exp, exp2, log, sin(pi t), cos(pi t), tanh and sigmoid on simd.h's vectors, each within a few units in the last
+// place. The double overloads are libm's.
 #pragma once
 
 #include "gencore/simd.h"
@@ -44,6 +44,24 @@ GENCORE_INLINE vfloat exponential(vfloat x) {
   return scale_by_power(q + 1.0f, nf, n);
 }
 GENCORE_INLINE double exponential(double x) { return ::exp(x); }
+
+// 2^x for x <= 128; 0 below about -150, NaN for NaN.
+GENCORE_INLINE vfloat exponential2(vfloat x) {
+  const vfloat clamped = maximum(vfloat{} - 150.0f, x);
+#if defined(__AVX512F__)
+  const vfloat nf =
+      (vfloat)_mm512_maskz_roundscale_ps(0xffff, (__m512)clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const vfloat nf = (clamped + 12582912.0f) - 12582912.0f;
+#endif
+  const vfloat r = clamped - nf;  // |r| <= 1/2
+  vfloat p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  p = p * r + 9.618437357674640e-3f;
+  p = p * r + 5.550332471162809e-2f;
+  p = p * r + 2.402264791363012e-1f;
+  p = p * r + 6.931472028550421e-1f;
+  return scale_by_power(p * r + 1.0f, nf, __builtin_convertvector(nf, vint));
+}
 
 // e^x, and e^x - 1 without the cancellation near x = 0.
 GENCORE_INLINE vfloat exponential_and_minus_one(vfloat x, vfloat* minus_one) {

@@ -156,9 +156,9 @@ class SpectralNorm(nn.Module):
         self.has_buffers = rank > 1
         self.ready: Tensor | None = None
         if self.has_buffers:
-            rows = weight.shape[self.dim]
+            rows, columns = as_matrix(weight.detach(), self.dim).shape
             u = weight.detach().new_empty(rows).normal_()
-            v = weight.detach().new_empty(weight.numel() // max(rows, 1)).normal_()
+            v = weight.detach().new_empty(columns).normal_()
             self.register_buffer("_u", torch.nn.functional.normalize(u, dim=0, eps=eps))
             self.register_buffer("_v", torch.nn.functional.normalize(v, dim=0, eps=eps))
             if weight.device.type != "meta":

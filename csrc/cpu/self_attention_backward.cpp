@@ -1,0 +1,252 @@
+// With P = softmax(scale Q K^T), D = dO V^T, delta = rowsum(dO O) and S = P (D - delta):
+// dV = P^T dO, dK = scale S^T Q, dQ = scale S K.
+//
+// A block of keys meets the blocks of queries one after another, with the keys in the rows of every product and the
+// queries in the vectors, so that nothing is transposed on the way: P^T and S^T are the left factors of dV and dK, and
+// S^T is the right factor of dQ^T = K^T S^T. The keys of a batch entry are cut into parts, a task each, by the shape
+// alone; every part has its own dQ^T, and they are added up in order.
+#include <numeric>
+
+#include "cpu/attention_tile.h"
+#include "gencore/parallel.h"
+
+namespace gencore::GENCORE_ISA {
+
+namespace {
+
+constexpr int64_t kKeyBlock = 48;
+// Tasks that keep a large machine busy, and the fewest blocks of keys that pay for packing the queries.
+constexpr int64_t kTasks = 64, kFewestBlocks = 4;
+
+// Rows of dQ^T: whole tiles of each height that a block of queries is covered with.
+template <class C>
+constexpr int64_t transposed_rows(int64_t width) {
+  constexpr int lanes = Tile<C>::lanes, widest = kMaxVectors * lanes, rest = kQueryBlock % widest / lanes;
+  constexpr int first = kQueryBlock >= widest ? tile_rows(kMaxVectors) : 1, last = rest ? tile_rows(rest) : 1;
+  return round_up(width, std::lcm(first, last));
+}
+
+struct Parts {
+  int64_t query_blocks, key_blocks, count;
+  explicit Parts(const SelfAttentionShape& shape)
+      : query_blocks((shape.queries + kQueryBlock - 1) / kQueryBlock),
+        key_blocks((shape.keys + kKeyBlock - 1) / kKeyBlock) {
+    count = least(kTasks / shape.batch, key_blocks / kFewestBlocks);
+    if (count < 1) count = 1;
+  }
+  int64_t begin(int64_t part) const { return part * key_blocks / count; }
+};
+
+template <class C>
+struct Workspace {
+  // Of every block of queries.
+  C* queries_t;  // scaled Q^T, [width][kQueryBlock]
+  C* queries;    // [kQueryBlock][width]
+  C* grads_t;    // dO^T, [value_width][kQueryBlock]
+  C* grads;      // [kQueryBlock][value_width]
+  C *peaks, *inverse_totals, *deltas;
+  // Of one block of keys.
+  C* keys;     // [kKeyBlock][width]
+  C* keys_t;   // [width][kKeyBlock]
+  C* values;   // [kKeyBlock][value_width]
+  C* weights;  // P^T, [kKeyBlock][kQueryBlock]
+  C* slopes;   // D^T, then S^T
+  C* panels;   // S^T in panels, where they are narrower than a block
+  C *grad_keys, *grad_values;
+  C *block, *other;  // [kQueryBlock][the larger width] on the way into panels
+
+  Workspace(const SelfAttentionShape& shape, Arena& arena) {
+    const int64_t queries_padded = Parts(shape).query_blocks * kQueryBlock;
+    const int64_t width = padded_columns<C>(shape.width), value_width = padded_columns<C>(shape.value_width);
+    queries_t = arena.take<C>(queries_padded * shape.width);
+    queries = arena.take<C>(queries_padded * width);
+    grads_t = arena.take<C>(queries_padded * shape.value_width);
+    grads = arena.take<C>(queries_padded * value_width);
+    peaks = arena.take<C>(queries_padded);
+    inverse_totals = arena.take<C>(queries_padded);
+    deltas = arena.take<C>(queries_padded);
+    keys = arena.take<C>(kKeyBlock * shape.width);
+    keys_t = arena.take<C>(kKeyBlock * transposed_rows<C>(shape.width));
+    values = arena.take<C>(kKeyBlock * shape.value_width);
+    weights = arena.take<C>(kKeyBlock * kQueryBlock);
+    slopes = arena.take<C>(kKeyBlock * kQueryBlock);
+    panels = arena.take<C>(kKeyBlock * kQueryBlock);
+    grad_keys = arena.take<C>(kKeyBlock * width);
+    grad_values = arena.take<C>(kKeyBlock * value_width);
+    block = arena.take<C>(kQueryBlock * (width > value_width ? width : value_width));
+    other = arena.take<C>(kQueryBlock * (width > value_width ? width : value_width));
+  }
+};
+
+// to[r] = <a[r], b[r]> over the rows of a block, added up in the order of the tiles: where one key has all the weight
+// the result is that key's D to the bit, and S is 0.
+template <class C>
+void row_products(const C* a, const C* b, int64_t width, int64_t stride, C* to) {
+  constexpr int64_t together = 8;
+  for (int64_t r = 0; r < kQueryBlock; r += together) {
+    C sum[together] = {};
+    for (int64_t c = 0; c < width; c++)
+      for (int64_t k = 0; k < together; k++)
+        sum[k] = multiply_add(a[(r + k) * stride + c], b[(r + k) * stride + c], sum[k]);
+    for (int64_t k = 0; k < together; k++) to[r + k] = sum[k];
+  }
+}
+
+template <class T, class C>
+void pack_queries(const SelfAttentionBackwardArgs& args, int64_t batch, const Workspace<C>& work) {
+  const SelfAttentionShape& shape = args.shape;
+  const int64_t width = padded_columns<C>(shape.width), value_width = padded_columns<C>(shape.value_width);
+  const C* peaks = static_cast<const C*>(args.peaks) + batch * shape.queries;
+  const C* inverse_totals = static_cast<const C*>(args.inverse_totals) + batch * shape.queries;
+  for (int64_t first = 0; first < shape.queries; first += kQueryBlock) {
+    const int64_t count = least(kQueryBlock, shape.queries - first);
+    const Strided<const C> grads{work.block, value_width, 1}, queries{work.block, width, 1};
+    fill(work.block, kQueryBlock * value_width, C{0});
+    fill(work.other, kQueryBlock * value_width, C{0});
+    read_block(of_batch<const T>(args.grad_out, batch), first, count, shape.value_width, work.block, value_width);
+    read_block(of_batch<const T>(args.out, batch), first, count, shape.value_width, work.other, value_width);
+    row_products(work.block, work.other, shape.value_width, value_width, work.deltas + first);
+    for (int64_t i = 0; i < kQueryBlock; i++) {
+      // Past the last query every weight is 0.
+      work.peaks[first + i] = i < count ? peaks[first + i] : C{0};
+      work.inverse_totals[first + i] = i < count ? inverse_totals[first + i] : C{0};
+    }
+    pack_panels(grads, 0, count, kQueryBlock, shape.value_width, value_width, work.grads + first * value_width);
+    pack_panels(grads.transposed(), 0, shape.value_width, shape.value_width, count, kQueryBlock,
+                work.grads_t + first * shape.value_width);
+    read_block(of_batch<const T>(args.query, batch), first, count, shape.width, work.block, width);
+    pack_panels(queries, 0, count, kQueryBlock, shape.width, width, work.queries + first * width);
+    C* transposed = work.queries_t + first * shape.width;
+    pack_panels(queries.transposed(), 0, shape.width, shape.width, count, kQueryBlock, transposed);
+    scale_all(transposed, shape.width * kQueryBlock, static_cast<C>(args.scale));
+  }
+}
+
+template <class T, class C>
+void read_keys(const SelfAttentionBackwardArgs& args, int64_t batch, int64_t first, int64_t count,
+               const Workspace<C>& work) {
+  const SelfAttentionShape& shape = args.shape;
+  fill(work.keys, kKeyBlock * shape.width, C{0});
+  fill(work.keys_t, kKeyBlock * transposed_rows<C>(shape.width), C{0});
+  fill(work.values, kKeyBlock * shape.value_width, C{0});
+  fill(work.grad_keys, kKeyBlock * padded_columns<C>(shape.width), C{0});
+  fill(work.grad_values, kKeyBlock * padded_columns<C>(shape.value_width), C{0});
+  read_block(of_batch<const T>(args.key, batch), first, count, shape.width, work.keys, shape.width);
+  read_block(of_batch<const T>(args.value, batch), first, count, shape.value_width, work.values, shape.value_width);
+  for (int64_t k = 0; k < count; k++)
+    for (int64_t c = 0; c < shape.width; c++) work.keys_t[c * kKeyBlock + k] = work.keys[k * shape.width + c];
+}
+
+// Scores and D^T to P^T and S^T.
+template <class C>
+void differentiate_softmax(const Workspace<C>& work, int64_t first, int64_t keys) {
+  using V = typename Tile<C>::V;
+  constexpr int lanes = Tile<C>::lanes;
+  for (int64_t k = 0; k < keys; k++)
+    for (int64_t j = 0; j < kQueryBlock; j += lanes) {
+      C *weight = work.weights + k * kQueryBlock + j, *slope = work.slopes + k * kQueryBlock + j;
+      const V below = load_vector<V>(weight) - load_vector<V>(work.peaks + first + j);
+      const V p = exponential2(below * static_cast<C>(kLog2E)) * load_vector<V>(work.inverse_totals + first + j);
+      store_vector(weight, p);
+      store_vector(slope, p * (load_vector<V>(slope) - load_vector<V>(work.deltas + first + j)));
+    }
+  fill(work.slopes + keys * kQueryBlock, (kKeyBlock - keys) * kQueryBlock, C{0});
+}
+
+// S^T as the right factor of a product.
+template <class C>
+const C* slope_panels(const Workspace<C>& work) {
+  constexpr int64_t widest = kMaxVectors * Tile<C>::lanes;
+  if constexpr (kQueryBlock <= widest) return work.slopes;
+  pack_panels(Strided<const C>{work.slopes, kQueryBlock, 1}, 0, kKeyBlock, kKeyBlock, kQueryBlock, kQueryBlock,
+              work.panels);
+  return work.panels;
+}
+
+// One block of keys against all queries; grad_query_t: [query block][transposed rows][kQueryBlock].
+template <class T, class C>
+void key_block(const SelfAttentionBackwardArgs& args, int64_t batch, int64_t first, bool accumulate,
+               const Workspace<C>& work, C* grad_query_t) {
+  const SelfAttentionShape& shape = args.shape;
+  const int64_t width = padded_columns<C>(shape.width), value_width = padded_columns<C>(shape.value_width);
+  const int64_t rows = transposed_rows<C>(shape.width), count = least(kKeyBlock, shape.keys - first);
+  read_keys<T>(args, batch, first, count, work);
+  const C *key_rows[kKeyBlock], *value_rows[kKeyBlock], *weight_rows[kKeyBlock], *slope_rows[kKeyBlock];
+  point_at_rows<C>(key_rows, kKeyBlock, work.keys, shape.width);
+  point_at_rows<C>(value_rows, kKeyBlock, work.values, shape.value_width);
+  point_at_rows<C>(weight_rows, kKeyBlock, work.weights, kQueryBlock);
+  point_at_rows<C>(slope_rows, kKeyBlock, work.slopes, kQueryBlock);
+  for (int64_t query = 0; query < shape.queries; query += kQueryBlock) {
+    multiply<C>(key_rows, kKeyBlock, shape.width, work.queries_t + query * shape.width, kQueryBlock, work.weights,
+                kQueryBlock, false);
+    multiply<C>(value_rows, kKeyBlock, shape.value_width, work.grads_t + query * shape.value_width, kQueryBlock,
+                work.slopes, kQueryBlock, false);
+    differentiate_softmax(work, query, count);
+    multiply<C>(weight_rows, kKeyBlock, kQueryBlock, work.grads + query * value_width, value_width, work.grad_values,
+                value_width, true);
+    multiply<C>(slope_rows, kKeyBlock, kQueryBlock, work.queries + query * width, width, work.grad_keys, width, true);
+    const C* slopes = slope_panels(work);
+    C* to = grad_query_t + query * rows;
+    constexpr int64_t most = 24;  // rows at a time: their pointers stand on the stack
+    for (int64_t c = 0; c < rows; c += most) {
+      const C* transposed_rows[most];
+      point_at_rows<C>(transposed_rows, most, work.keys_t + c * kKeyBlock, kKeyBlock);
+      multiply<C>(transposed_rows, least(most, rows - c), kKeyBlock, slopes, kQueryBlock, to + c * kQueryBlock,
+                  kQueryBlock, accumulate);
+    }
+  }
+  scale_all(work.grad_keys, kKeyBlock * width, static_cast<C>(args.scale));
+  write_block(work.grad_keys, width, of_batch<T>(args.grad_key, batch), first, count, shape.width);
+  write_block(work.grad_values, value_width, of_batch<T>(args.grad_value, batch), first, count, shape.value_width);
+}
+
+// dQ from the parts' dQ^T.
+template <class T, class C>
+void add_parts(const SelfAttentionBackwardArgs& args, const Parts& parts, C* partial) {
+  const SelfAttentionShape& shape = args.shape;
+  const int64_t rows = transposed_rows<C>(shape.width), block = rows * kQueryBlock;
+  parallel_for(0, shape.batch * parts.query_blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t batch = task / parts.query_blocks, query = task % parts.query_blocks;
+      C* sum = partial + (batch * parts.count * parts.query_blocks + query) * block;
+      for (int64_t part = 1; part < parts.count; part++)
+        for (int64_t i = 0; i < block; i++) sum[i] += sum[part * parts.query_blocks * block + i];
+      scale_all(sum, block, static_cast<C>(args.scale));
+      const int64_t first = query * kQueryBlock, count = least(kQueryBlock, shape.queries - first);
+      const Strided<T> to = of_batch<T>(args.grad_query, batch);
+      const Strided<T> there{to.at(first), to.row_stride, to.column_stride};
+      write_block(sum, kQueryBlock, there.transposed(), 0, shape.width, count);
+    }
+  });
+}
+
+template <class T, class C = compute_t<T>>
+void backward(const SelfAttentionBackwardArgs& args) {
+  const SelfAttentionShape& shape = args.shape;
+  const Parts parts(shape);
+  const int64_t partial_size = parts.query_blocks * kQueryBlock * transposed_rows<C>(shape.width);
+  C* partial = static_cast<C*>(scratch(Scratch::shared, shape.batch * parts.count * partial_size * sizeof(C)));
+  parallel_for(0, shape.batch * parts.count, 1, [&](int64_t begin, int64_t end) {
+    Arena size;
+    Workspace<C>{shape, size};
+    Arena arena{static_cast<char*>(scratch(Scratch::worker, size.used))};
+    const Workspace<C> work{shape, arena};
+    int64_t packed = -1;
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t batch = task / parts.count, part = task % parts.count;
+      if (batch != packed) pack_queries<T>(args, batch, work);
+      packed = batch;
+      for (int64_t block = parts.begin(part); block < parts.begin(part + 1); block++)
+        key_block<T>(args, batch, block * kKeyBlock, block > parts.begin(part), work, partial + task * partial_size);
+    }
+  });
+  add_parts<T>(args, parts, partial);
+}
+
+}  // namespace
+
+void self_attention_backward(const SelfAttentionBackwardArgs& args) {
+  GENCORE_DISPATCH_DTYPE(args.dtype, backward<scalar_t>(args));
+}
+
+}  // namespace gencore::GENCORE_ISA
