@@ -3,7 +3,9 @@
 from gencore.ops.attention_block import attention_block
 from gencore.ops.batch_norm_act import batch_norm_act
 from gencore.ops.bias_act import bias_act
+from gencore.ops.conditional_batch_norm import conditional_batch_norm
 from gencore.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from gencore.ops.instance_norm_act import instance_norm_act
 from gencore.ops.linear import linear
 from gencore.ops.minibatch_stddev import minibatch_stddev
 from gencore.ops.modulated_conv2d import conv2d_resample, modulated_conv2d
@@ -17,6 +19,7 @@ __all__ = [
     "attention_block",
     "batch_norm_act",
     "bias_act",
+    "conditional_batch_norm",
     "conv1d",
     "conv2d",
     "conv2d_resample",
@@ -26,6 +29,7 @@ __all__ = [
     "conv_transpose3d",
     "downsample2d",
     "filter2d",
+    "instance_norm_act",
     "linear",
     "minibatch_stddev",
     "modulated_conv2d",

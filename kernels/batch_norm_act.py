@@ -4,6 +4,9 @@ Memory is seen in one of two ways. *Planar* (contiguous N, C, H, W): rows are th
 a row belongs to channel ``row % C``. *By rows* (channels_last, and [N, C]): columns are the channels. A reduction gives
 each channel, or each tile of channels, to many programs; their partial results, [parts, C], are merged by a second
 kernel in a fixed order. Everything inside is float32, whatever the tensors are.
+
+The same kernels make conditional batch norm (weight and bias [N, C]: sums go sample by sample, along the grid's second
+axis) and instance norm (statistics too; where x is planar, it is batch norm of one sample with N C channels).
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ def batch_norm_act(
     mean: Tensor,
     var: Tensor,
     training: bool,
+    per_sample: bool,
+    instance: bool,
     eps: float,
     activation: int,
     negative_slope: float,
@@ -39,28 +44,32 @@ def batch_norm_act(
 
     Args:
         x, residual, y: ``[N, C, ...]``, one dtype and one dense layout: contiguous or ``channels_last``.
-        weight, bias: ``[C]`` float32 or None. mean, var: ``[C]`` float32; written if ``training``, var being biased.
+        weight, bias: ``[C]``, or ``[N, C]`` where ``per_sample``; float32 or None.
+        mean, var: ``[C]``, or ``[N, C]`` where ``instance``; float32; written if ``training``, var being biased.
         activation: its number in ``gencore.ops._activation``.
     """
     if x.numel() == 0:
         return
-    view = _View.of(x, channels_last)
+    view = _View.of(x, channels_last, instance)
     with on_device(x):
         if training:
-            split = _Split.of(view, x.element_size())
-            partial = mean.new_empty((3, split.parts, view.channels))
-            _statistics[(split.groups * split.parts,)](
-                x, partial, *view.sizes, split.groups, split.parts, split.tiles, split.tiles_per_part,
+            own = view.sample if instance else view
+            split = _Split.of(own, x.element_size(), view.samples if instance else 1)
+            count = view.samples if instance else 1
+            partial = mean.new_empty((count, 3, split.parts, view.channels))
+            _statistics[(split.groups * split.parts, count)](
+                x, partial, *own.sizes, split.groups, split.parts, split.tiles, split.tiles_per_part,
                 PLANAR=view.planar, ROWS=split.rows, COLS=split.cols, LONG=view.long, num_warps=_WARPS,
             )  # fmt: skip
-            _finish_statistics[(triton.cdiv(view.channels, 32),)](
+            _finish_statistics[(triton.cdiv(view.channels, 32), count)](
                 partial, mean, var, split.parts, view.channels,
                 PARTS=triton.next_power_of_2(split.parts), BLOCK=32, num_warps=_WARPS,
             )  # fmt: skip
         grid, tile = _tiling(view, x.element_size())
         _normalize[grid](
-            x, residual, weight, bias, mean, var, y, *view.matrix, view.channels, float(eps), float(negative_slope),
-            PLANAR=view.planar, ACTIVATION=activation, LONG=view.long, num_warps=_WARPS, **tile,
+            x, residual, weight, bias, mean, var, y, *view.matrix, view.channels, view.rows_per_sample,
+            float(eps), float(negative_slope), PLANAR=view.planar, AFFINE=view.samples > 1 and per_sample,
+            INSTANCE=view.samples > 1 and instance, ACTIVATION=activation, LONG=view.long, num_warps=_WARPS, **tile,
         )  # fmt: skip
 
 
@@ -73,6 +82,8 @@ def batch_norm_act_backward(
     mean: Tensor,
     var: Tensor,
     training: bool,
+    per_sample: bool,
+    instance: bool,
     eps: float,
     activation: int,
     negative_slope: float,
@@ -86,49 +97,73 @@ def batch_norm_act_backward(
 
     Args:
         grad_y, x, residual, grad_x, grad_residual: as x in the forward; ``grad_residual`` None where nobody wants it.
-        weight, bias: ``[C]`` float32 or None. mean, var, grad_weight, grad_bias: ``[C]`` float32.
+        weight, bias, mean, var: as in the forward. grad_weight, grad_bias: float32, shaped as weight and bias.
     """
     if x.numel() == 0:
         return
-    view = _View.of(x, channels_last)
+    view = _View.of(x, channels_last, instance)
     eps, negative_slope = float(eps), float(negative_slope)
+    affine, instance = view.samples > 1 and per_sample, view.samples > 1 and instance
     with on_device(x):
-        split = _Split.of(view, x.element_size())
-        partial = mean.new_empty((2, split.parts, view.channels))
-        _backward_sums[(split.groups * split.parts,)](
-            grad_y, x, residual, weight, bias, mean, var, partial, *view.sizes,
+        own, count = (view.sample, view.samples) if affine else (view, 1)
+        split = _Split.of(own, x.element_size(), count)
+        partial = mean.new_empty((count, 2, split.parts, view.channels))
+        _backward_sums[(split.groups * split.parts, count)](
+            grad_y, x, residual, weight, bias, mean, var, partial, *own.sizes,
             split.groups, split.parts, split.tiles, split.tiles_per_part, eps, negative_slope,
-            PLANAR=view.planar, ACTIVATION=activation, ROWS=split.rows, COLS=split.cols, LONG=view.long,
-            num_warps=_WARPS,
+            PLANAR=view.planar, INSTANCE=instance, ACTIVATION=activation, ROWS=split.rows, COLS=split.cols,
+            LONG=view.long, num_warps=_WARPS,
         )  # fmt: skip
-        _finish_sums[(triton.cdiv(view.channels, 32),)](
+        _finish_sums[(triton.cdiv(view.channels, 32), count)](
             partial, grad_bias, grad_weight, split.parts, view.channels,
             PARTS=triton.next_power_of_2(split.parts), BLOCK=32, num_warps=_WARPS,
         )  # fmt: skip
+        sum_g, sum_gx = grad_bias, grad_weight
+        conditional = affine and not instance
+        if conditional:  # the means are taken over all samples, of the gradients times the weights
+            sum_g, sum_gx = ((v if weight is None else v * weight).sum(0) for v in (grad_bias, grad_weight))
         grid, tile = _tiling(view, x.element_size())
+        elements = own.outer * own.inner if instance else view.outer * view.inner
         _backward_apply[grid](
-            grad_y, x, residual, weight, bias, mean, var, grad_bias, grad_weight, grad_x, grad_residual, *view.matrix,
-            view.channels, eps, negative_slope, 1.0 / (view.outer * view.inner),
-            PLANAR=view.planar, TRAINING=training, ACTIVATION=activation, LONG=view.long, num_warps=_WARPS, **tile,
+            grad_y, x, residual, weight, bias, mean, var, sum_g, sum_gx, grad_x, grad_residual, *view.matrix,
+            view.channels, view.rows_per_sample, eps, negative_slope, 1.0 / elements,
+            PLANAR=view.planar, TRAINING=training, AFFINE=affine, INSTANCE=instance, CONDITIONAL=conditional,
+            ACTIVATION=activation, LONG=view.long, num_warps=_WARPS, **tile,
         )  # fmt: skip
 
 
 class _View(NamedTuple):
-    """x as [outer, channels, inner]. ``long``: 1 where offsets need 64 bits, 2 where row or column numbers do too."""
+    """x as [outer, channels, inner], of ``samples`` equal parts one behind the other.
+
+    ``long``: 1 where offsets need 64 bits, 2 where row or column numbers do too.
+    """
 
     outer: int
     channels: int
     inner: int
     planar: bool
     long: int
+    samples: int
 
     @classmethod
-    def of(cls, x: Tensor, channels_last: bool) -> _View:
-        channels = x.shape[1]
-        outer = x.numel() // channels if channels_last else x.shape[0]
+    def of(cls, x: Tensor, channels_last: bool, instance: bool) -> _View:
+        samples, channels = x.shape[:2]
+        outer = x.numel() // channels if channels_last else samples
         inner = x.numel() // (outer * channels)
         rows, cols = (outer * channels, inner) if inner > 1 else (outer, channels)
-        return cls(outer, channels, inner, inner > 1, (x.numel() >= INT32_LIMIT) + (max(rows, cols) >= INT32_LIMIT))
+        long = (x.numel() >= INT32_LIMIT) + (max(rows, cols) >= INT32_LIMIT)
+        if instance and inner > 1:
+            return cls(1, samples * channels, inner, True, long, 1)
+        return cls(outer, channels, inner, inner > 1, long, samples)
+
+    @property
+    def sample(self) -> _View:
+        """One sample."""
+        return self._replace(outer=self.outer // self.samples, samples=1)
+
+    @property
+    def rows_per_sample(self) -> int:
+        return self.outer // self.samples * (self.channels if self.planar else 1)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -151,7 +186,8 @@ class _Split(NamedTuple):
     cols: int
 
     @classmethod
-    def of(cls, view: _View, element_size: int) -> _Split:
+    def of(cls, view: _View, element_size: int, samples: int) -> _Split:
+        """Of each of ``samples`` reductions of the size of ``view``, which run side by side."""
         elements = _WARPS * lanes() * 8
         if view.planar:
             cols = min(elements, triton.next_power_of_2(view.inner))
@@ -161,7 +197,7 @@ class _Split(NamedTuple):
             cols = min(128 // element_size, triton.next_power_of_2(view.channels))  # a row of 128 bytes
             rows = min(elements // cols, triton.next_power_of_2(view.outer))
             groups, tiles = triton.cdiv(view.channels, cols), triton.cdiv(view.outer, rows)
-        wanted = min(tiles, _MOST_PARTS, triton.cdiv(ENOUGH_PROGRAMS, groups))
+        wanted = min(tiles, _MOST_PARTS, triton.cdiv(ENOUGH_PROGRAMS, groups * samples))
         tiles_per_part = triton.cdiv(tiles, wanted)
         return cls(groups, triton.cdiv(tiles, tiles_per_part), tiles, tiles_per_part, rows, cols)
 
@@ -179,13 +215,20 @@ def _tiling(view: _View, element_size: int) -> tuple[tuple[int], dict[str, int]]
 # --- reductions ------------------------------------------------------------------------------------------------------
 
 
-# x: [outer, channels, inner]. partial: [3, parts, channels] float32: count, mean, sum of squared deviations.
-@triton.jit
+# (An `outer` or `parts` of 1 folded into the code makes the compiler unroll the loop until registers spill.)
+# x: [samples, outer, channels, inner]. partial: [samples, 3, parts, channels] float32: count, mean, sum of squared
+# deviations.
+@triton.jit(do_not_specialize=["outer", "parts"])
 def _statistics(
     x, partial, outer, channels, inner, groups, parts, tiles, tiles_per_part,
     PLANAR: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     group, part = tl.program_id(0) % groups, tl.program_id(0) // groups
+    sample = tl.program_id(1)
+    if LONG > 0:
+        sample = sample.to(tl.int64)
+    x += sample * outer * channels * inner
+    partial += sample * 3 * parts * channels
     # Welford's algorithm in every lane: one count, mean and sum of squared deviations each.
     count = tl.zeros([ROWS, COLS], tl.float32)
     mean = tl.zeros([ROWS, COLS], tl.float32)
@@ -207,10 +250,14 @@ def _statistics(
     _store_partial(partial, 2, spread, group, part, parts, channels, PLANAR, COLS)
 
 
-# partial: [3, parts, channels]. mean, var: [channels]. All float32.
+# partial: [samples, 3, parts, channels]. mean, var: [samples, channels]. All float32.
 @triton.jit
 def _finish_statistics(partial, mean, var, parts, channels, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sample = tl.program_id(1)
+    partial += sample * 3 * parts * channels
+    mean += sample * channels
+    var += sample * channels
     counts = _load_partial(partial, 0, channel, parts, channels, PARTS)
     means = _load_partial(partial, 1, channel, parts, channels, PARTS)
     squares = _load_partial(partial, 2, channel, parts, channels, PARTS)
@@ -221,17 +268,30 @@ def _finish_statistics(partial, mean, var, parts, channels, PARTS: tl.constexpr,
     tl.store(var + channel, tl.sum(squares + counts * deviation * deviation, 0) / total, mask=channel < channels)
 
 
-# grad_y, x, residual: [outer, channels, inner]. weight, bias, mean, var: [channels] float32.
-# partial: [2, parts, channels] float32: sums of g and of g xhat, where g = grad_y act'(u).
-@triton.jit
+# grad_y, x, residual: [samples, outer, channels, inner]. weight, bias: [samples, channels] float32. mean, var: the same
+# if INSTANCE, or [channels].
+# partial: [samples, 2, parts, channels] float32: sums of g and of g xhat, where g = grad_y act'(u).
+@triton.jit(do_not_specialize=["outer", "parts"])
 def _backward_sums(
     grad_y, x, residual, weight, bias, mean, var, partial, outer, channels, inner,
     groups, parts, tiles, tiles_per_part, eps, negative_slope,
-    PLANAR: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, LONG: tl.constexpr,
+    PLANAR: tl.constexpr, INSTANCE: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    LONG: tl.constexpr,
 ):  # fmt: skip
     group, part = tl.program_id(0) % groups, tl.program_id(0) // groups
+    sample = tl.program_id(1)
+    if LONG > 0:
+        sample = sample.to(tl.int64)
+    start = sample * outer * channels * inner
+    grad_y += start
+    x += start
+    if residual is not None:
+        residual += start
+    partial += sample * 2 * parts * channels
     channel = group if PLANAR else (group * COLS + tl.arange(0, COLS))[None, :]
-    center, invstd, scale, shift = _channel(mean, var, weight, bias, channel, channel < channels, eps)
+    own = channel + sample * channels
+    statistics = own if INSTANCE else channel
+    center, invstd, scale, shift = _channel(mean, var, weight, bias, statistics, own, channel < channels, eps)
     sum_g = tl.zeros([ROWS, COLS], tl.float32)
     sum_gx = tl.zeros([ROWS, COLS], tl.float32)
     for tile in range(part * tiles_per_part, tl.minimum((part + 1) * tiles_per_part, tiles)):
@@ -245,10 +305,14 @@ def _backward_sums(
     _store_partial(partial, 1, _over_channel(sum_gx, PLANAR), group, part, parts, channels, PLANAR, COLS)
 
 
-# partial: [2, parts, channels]. grad_bias, grad_weight: [channels]. All float32.
+# partial: [samples, 2, parts, channels]. grad_bias, grad_weight: [samples, channels]. All float32.
 @triton.jit
 def _finish_sums(partial, grad_bias, grad_weight, parts, channels, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sample = tl.program_id(1)
+    partial += sample * 2 * parts * channels
+    grad_bias += sample * channels
+    grad_weight += sample * channels
     sums = _load_partial(partial, 0, channel, parts, channels, PARTS)
     tl.store(grad_bias + channel, tl.sum(sums, 0), mask=channel < channels)
     sums = _load_partial(partial, 1, channel, parts, channels, PARTS)
@@ -307,44 +371,58 @@ def _load_partial(partial, plane, channel, parts, channels, PARTS: tl.constexpr)
 # --- elementwise passes ----------------------------------------------------------------------------------------------
 
 
-# x, residual, y: [rows, cols]. weight, bias, mean, var: [channels] float32.
+# x, residual, y: [rows, cols]. weight, bias (if AFFINE), mean, var (if INSTANCE): [samples, channels] float32, or
+# [channels].
 @triton.jit
 def _normalize(
-    x, residual, weight, bias, mean, var, y, rows, cols, channels, eps, negative_slope,
-    PLANAR: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, LONG: tl.constexpr,
+    x, residual, weight, bias, mean, var, y, rows, cols, channels, rows_per_sample, eps, negative_slope,
+    PLANAR: tl.constexpr, AFFINE: tl.constexpr, INSTANCE: tl.constexpr, ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    offset, mask, channel, valid = _elementwise_tile(rows, cols, channels, PLANAR, ROWS, COLS, LONG)
-    center, invstd, scale, shift = _channel(mean, var, weight, bias, channel, valid, eps)
+    offset, mask, channel, own, valid = _elementwise_tile(
+        rows, cols, channels, rows_per_sample, PLANAR, AFFINE, ROWS, COLS, LONG
+    )
+    statistics, affine = own if INSTANCE else channel, own if AFFINE else channel
+    center, invstd, scale, shift = _channel(mean, var, weight, bias, statistics, affine, valid, eps)
     u = (tl.load(x + offset, mask=mask, other=0.0).to(tl.float32) - center) * invstd * scale + shift
     if residual is not None:
         u += tl.load(residual + offset, mask=mask, other=0.0).to(tl.float32)
     tl.store(y + offset, activate(u, negative_slope, ACTIVATION).to(y.dtype.element_ty), mask=mask)
 
 
-# grad_y, x, residual, grad_x, grad_residual: [rows, cols]. The others, but for the sizes: [channels] float32.
+# grad_y, x, residual, grad_x, grad_residual: [rows, cols]. The others as in _normalize; sum_g and sum_gx as the mean,
+# and times the weight if CONDITIONAL.
 @triton.jit
 def _backward_apply(
     grad_y, x, residual, weight, bias, mean, var, sum_g, sum_gx, grad_x, grad_residual, rows, cols,
-    channels, eps, negative_slope, inverse_count,
-    PLANAR: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, LONG: tl.constexpr,
+    channels, rows_per_sample, eps, negative_slope, inverse_count,
+    PLANAR: tl.constexpr, TRAINING: tl.constexpr, AFFINE: tl.constexpr, INSTANCE: tl.constexpr,
+    CONDITIONAL: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    offset, mask, channel, valid = _elementwise_tile(rows, cols, channels, PLANAR, ROWS, COLS, LONG)
-    center, invstd, scale, shift = _channel(mean, var, weight, bias, channel, valid, eps)
+    offset, mask, channel, own, valid = _elementwise_tile(
+        rows, cols, channels, rows_per_sample, PLANAR, AFFINE, ROWS, COLS, LONG
+    )
+    statistics, affine = own if INSTANCE else channel, own if AFFINE else channel
+    center, invstd, scale, shift = _channel(mean, var, weight, bias, statistics, affine, valid, eps)
     g, xhat = _gradient(grad_y, x, residual, offset, mask, center, invstd, scale, shift, negative_slope, ACTIVATION)
     if grad_residual is not None:
         tl.store(grad_residual + offset, g.to(grad_residual.dtype.element_ty), mask=mask)
+    if CONDITIONAL:
+        g *= scale
     if TRAINING:
-        g -= tl.load(sum_g + channel, mask=valid, other=0.0) * inverse_count
-        g -= xhat * (tl.load(sum_gx + channel, mask=valid, other=0.0) * inverse_count)
-    tl.store(grad_x + offset, (g * (invstd * scale)).to(grad_x.dtype.element_ty), mask=mask)
+        g -= tl.load(sum_g + statistics, mask=valid, other=0.0) * inverse_count
+        g -= xhat * (tl.load(sum_gx + statistics, mask=valid, other=0.0) * inverse_count)
+    factor = invstd if CONDITIONAL else invstd * scale
+    tl.store(grad_x + offset, (g * factor).to(grad_x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _elementwise_tile(
-    rows, cols, channels, PLANAR: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, LONG: tl.constexpr
+    rows, cols, channels, rows_per_sample, PLANAR: tl.constexpr, AFFINE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    """Offsets and mask of this program's tile, and the channels of its rows or columns with their mask."""
+    """Offsets and mask of this program's tile, and the channels of its rows or columns: counted within a sample, over
+    all samples if AFFINE, and the mask of both."""
     col_tiles = tl.cdiv(cols, COLS)
     row_tile, col_tile = tl.program_id(0) // col_tiles, tl.program_id(0) % col_tiles
     if LONG > 1:
@@ -353,18 +431,23 @@ def _elementwise_tile(
     col = col_tile * COLS + tl.arange(0, COLS)
     mask = (row < rows)[:, None] & (col < cols)[None, :]
     channel = (row % channels)[:, None] if PLANAR else col[None, :]
-    valid = (row < rows)[:, None] if PLANAR else (col < cols)[None, :]
+    if PLANAR:
+        own, valid = row[:, None], (row < rows)[:, None]
+    elif AFFINE:
+        own, valid = (row // rows_per_sample * channels)[:, None] + col[None, :], mask
+    else:
+        own, valid = col[None, :], (col < cols)[None, :]
     start = row.to(tl.int64) * cols if LONG > 0 else row * cols
-    return start[:, None] + col[None, :], mask, channel, valid
+    return start[:, None] + col[None, :], mask, channel, own, valid
 
 
 @triton.jit
-def _channel(mean, var, weight, bias, channel, valid, eps):
-    """Mean, inverse standard deviation, weight and bias of each channel."""
-    center = tl.load(mean + channel, mask=valid, other=0.0)
-    invstd = 1.0 / tl.sqrt_rn(tl.load(var + channel, mask=valid, other=1.0) + eps)
-    scale = tl.load(weight + channel, mask=valid, other=0.0) if weight is not None else channel * 0 + 1.0
-    shift = tl.load(bias + channel, mask=valid, other=0.0) if bias is not None else channel * 0.0
+def _channel(mean, var, weight, bias, statistics, affine, valid, eps):
+    """Mean, inverse standard deviation, weight and bias at the indices of the channels."""
+    center = tl.load(mean + statistics, mask=valid, other=0.0)
+    invstd = 1.0 / tl.sqrt_rn(tl.load(var + statistics, mask=valid, other=1.0) + eps)
+    scale = tl.load(weight + affine, mask=valid, other=0.0) if weight is not None else affine * 0 + 1.0
+    shift = tl.load(bias + affine, mask=valid, other=0.0) if bias is not None else affine * 0.0
     return center, invstd, scale, shift
 
 

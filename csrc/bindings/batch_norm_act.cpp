@@ -8,13 +8,25 @@ namespace gencore {
 
 namespace {
 
-// x's dimensions as [outer, channels, inner]. `channels_last`: the memory runs over the channels first.
-BatchNormShape shape_of(const Tensor& x, int64_t channels, bool channels_last) {
-  const int64_t numel = x.numel();
-  STD_TORCH_CHECK(x.dim() >= 2 && x.size(1) == channels, "x must be [N, channels, ...]");
-  if (numel == 0) return {0, channels, 1};
-  if (channels_last) return {numel / channels, channels, 1};
-  return {x.size(0), channels, numel / (x.size(0) * channels)};
+// How a call is seen by the kernels.
+struct Problem {
+  BatchNormShape shape;
+  int64_t samples, instances;
+  int64_t statistics() const { return instances * shape.channels; }
+  int64_t affine() const { return samples * statistics(); }
+};
+
+// x's dimensions as [outer, channels, inner]. `channels_last`: the memory runs over the channels first. `per_sample`:
+// weight and bias are [N, C]. `instance`: every sample has its own statistics, and its own weight and bias.
+Problem problem_of(const Tensor& x, bool per_sample, bool instance, bool channels_last) {
+  STD_TORCH_CHECK(x.dim() >= 2, "x must be [N, C, ...]");
+  const int64_t n = x.size(0), c = x.size(1), numel = x.numel();
+  if (numel == 0) return {{0, instance ? n * c : c, 1}, per_sample && !instance ? n : 1, 1};
+  const int64_t inner = numel / (n * c);
+  if (instance && channels_last) return {{inner, c, 1}, 1, n};
+  if (instance) return {{1, n * c, inner}, 1, 1};
+  const int64_t samples = per_sample ? n : 1;
+  return {channels_last ? BatchNormShape{n * inner, c, 1} : BatchNormShape{n, c, inner}, samples, 1};
 }
 
 // Every element in memory exactly once, in x's order: which order that is, the caller has seen to.
@@ -31,10 +43,9 @@ void check_like(const Tensor& tensor, const char* name, const Tensor& x) {
   STD_TORCH_CHECK(x.numel() == 0 || expected == x.numel(), name, " must be dense");
 }
 
-const void* optional_channels(const std::optional<Tensor>& tensor, const char* name, ScalarType type,
-                              int64_t channels) {
+const void* optional_affine(const std::optional<Tensor>& tensor, const char* name, ScalarType type, int64_t numel) {
   if (!tensor) return nullptr;
-  check_dense(*tensor, name, type, channels);
+  check_dense(*tensor, name, type, numel);
   return tensor->const_data_ptr();
 }
 
@@ -44,59 +55,73 @@ Activation activation_of(int64_t index) {
 }
 
 // Floats (doubles for float64) for partial sums and constants.
-std::vector<char> workspace(const Tensor& x, const BatchNormShape& shape) {
-  return std::vector<char>(batch_norm_walk(shape).workspace() * (x.scalar_type() == ScalarType::Double ? 8 : 4));
+std::vector<char> workspace(Dtype dtype, const Problem& problem) {
+  return std::vector<char>(problem.instances * batch_norm_walk(problem.shape, problem.samples).workspace() *
+                           compute_size_of(dtype));
 }
 
 void forward(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
-             const std::optional<Tensor>& bias, Tensor mean, Tensor var, bool training, double eps, int64_t activation,
-             double negative_slope, bool channels_last, Tensor y) {
-  const int64_t channels = mean.numel();
+             const std::optional<Tensor>& bias, Tensor mean, Tensor var, bool training, bool per_sample, bool instance,
+             double eps, int64_t activation, double negative_slope, bool channels_last, Tensor y) {
   const Dtype dtype = dtype_of(x, "x");
   const ScalarType type = compute_type(x.scalar_type());
+  const Problem problem = problem_of(x, per_sample, instance, channels_last);
   check_like(x, "x", x);
   check_like(y, "y", x);
   if (residual) check_like(*residual, "residual", x);
-  check_dense(mean, "mean", type, channels);
-  check_dense(var, "var", type, channels);
-  const BatchNormShape shape = shape_of(x, channels, channels_last);
-  const void* weight_pointer = optional_channels(weight, "weight", type, channels);
-  const void* bias_pointer = optional_channels(bias, "bias", type, channels);
-  if (shape.numel() == 0) return;
-  std::vector<char> partial = workspace(x, shape);
+  check_dense(mean, "mean", type, problem.statistics());
+  check_dense(var, "var", type, problem.statistics());
+  const void* weight_pointer = optional_affine(weight, "weight", type, problem.affine());
+  const void* bias_pointer = optional_affine(bias, "bias", type, problem.affine());
+  if (x.numel() == 0) return;
+  std::vector<char> partial = workspace(dtype, problem);
   run_batch_norm_act({x.const_data_ptr(), residual ? residual->const_data_ptr() : nullptr, y.mutable_data_ptr(),
-                      weight_pointer, bias_pointer, mean.mutable_data_ptr(), var.mutable_data_ptr(), shape, training,
-                      eps, activation_of(activation), negative_slope, dtype, partial.data()});
+                      weight_pointer, bias_pointer, mean.mutable_data_ptr(), var.mutable_data_ptr(), problem.shape,
+                      problem.samples, problem.instances, training, eps, activation_of(activation), negative_slope,
+                      dtype, partial.data()});
 }
 
 void backward(const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>& residual,
               const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& mean,
-              const Tensor& var, bool training, double eps, int64_t activation, double negative_slope,
-              bool channels_last, Tensor grad_x, std::optional<Tensor> grad_residual, Tensor grad_weight,
-              Tensor grad_bias) {
-  const int64_t channels = mean.numel();
+              const Tensor& var, bool training, bool per_sample, bool instance, double eps, int64_t activation,
+              double negative_slope, bool channels_last, Tensor grad_x, std::optional<Tensor> grad_residual,
+              Tensor grad_weight, Tensor grad_bias) {
   const Dtype dtype = dtype_of(x, "x");
   const ScalarType type = compute_type(x.scalar_type());
+  const Problem problem = problem_of(x, per_sample, instance, channels_last);
   check_like(x, "x", x);
   check_like(grad_y, "grad_y", x);
   check_like(grad_x, "grad_x", x);
   if (residual) check_like(*residual, "residual", x);
   if (grad_residual) check_like(*grad_residual, "grad_residual", x);
-  check_dense(mean, "mean", type, channels);
-  check_dense(var, "var", type, channels);
-  check_dense(grad_weight, "grad_weight", type, channels);
-  check_dense(grad_bias, "grad_bias", type, channels);
-  const BatchNormShape shape = shape_of(x, channels, channels_last);
-  const void* weight_pointer = optional_channels(weight, "weight", type, channels);
-  const void* bias_pointer = optional_channels(bias, "bias", type, channels);
-  if (shape.numel() == 0) return;
-  std::vector<char> partial = workspace(x, shape);
-  run_batch_norm_act_backward({grad_y.const_data_ptr(), x.const_data_ptr(),
-                               residual ? residual->const_data_ptr() : nullptr, weight_pointer, bias_pointer,
-                               mean.const_data_ptr(), var.const_data_ptr(), grad_x.mutable_data_ptr(),
+  check_dense(mean, "mean", type, problem.statistics());
+  check_dense(var, "var", type, problem.statistics());
+  check_dense(grad_weight, "grad_weight", type, problem.affine());
+  check_dense(grad_bias, "grad_bias", type, problem.affine());
+  const void* weight_pointer = optional_affine(weight, "weight", type, problem.affine());
+  const void* bias_pointer = optional_affine(bias, "bias", type, problem.affine());
+  if (x.numel() == 0) return;
+  std::vector<char> partial = workspace(dtype, problem);
+  run_batch_norm_act_backward({grad_y.const_data_ptr(),
+                               x.const_data_ptr(),
+                               residual ? residual->const_data_ptr() : nullptr,
+                               weight_pointer,
+                               bias_pointer,
+                               mean.const_data_ptr(),
+                               var.const_data_ptr(),
+                               grad_x.mutable_data_ptr(),
                                grad_residual ? grad_residual->mutable_data_ptr() : nullptr,
-                               grad_weight.mutable_data_ptr(), grad_bias.mutable_data_ptr(), shape, training, eps,
-                               activation_of(activation), negative_slope, dtype, partial.data()});
+                               grad_weight.mutable_data_ptr(),
+                               grad_bias.mutable_data_ptr(),
+                               problem.shape,
+                               problem.samples,
+                               problem.instances,
+                               training,
+                               eps,
+                               activation_of(activation),
+                               negative_slope,
+                               dtype,
+                               partial.data()});
 }
 
 }  // namespace
@@ -106,10 +131,12 @@ void backward(const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>
 STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
   m.def(
       "batch_norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!) mean, Tensor(b!) var, "
-      "bool training, float eps, int activation, float negative_slope, bool channels_last, Tensor(c!) y) -> ()");
+      "bool training, bool per_sample, bool instance, float eps, int activation, float negative_slope, bool "
+      "channels_last, Tensor(c!) y) -> ()");
   m.def(
       "batch_norm_act_backward(Tensor grad_y, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, "
-      "Tensor var, bool training, float eps, int activation, float negative_slope, bool channels_last, "
+      "Tensor var, bool training, bool per_sample, bool instance, float eps, int activation, float negative_slope, "
+      "bool channels_last, "
       "Tensor(a!) grad_x, Tensor(b!)? grad_residual, Tensor(c!) grad_weight, Tensor(d!) grad_bias) -> ()");
 }
 

@@ -66,26 +66,19 @@ void row_chunk(const T* x, int64_t channels, int64_t rows, C* mean, C* m2) {
   });
 }
 
-// Per-channel constants as the loops read them: one value a column.
+// Constants as the loops read them: one value a column; scale and bias for each sample.
 template <class C>
 struct Columns {
   C *mean, *scale, *bias;
+  Columns of(int64_t sample, int64_t width) const { return {mean, scale + sample * width, bias + sample * width}; }
 };
-
-template <class C>
-void set_columns(const BatchNormActArgs& args, const Columns<C>& columns, int64_t channel, int64_t fold) {
-  const C mean = static_cast<const C*>(args.mean)[channel], var = static_cast<const C*>(args.var)[channel];
-  fill_columns(columns.mean, channel, fold, mean);
-  fill_columns(columns.scale, channel, fold, channel_scale<C>(args.weight, var, args.eps, channel));
-  fill_columns(columns.bias, channel, fold, channel_bias<C>(args.bias, channel));
-}
 
 template <class C>
 void finish_channel(const BatchNormActArgs& args, const Columns<C>& columns, int64_t channel, int64_t fold, double mean,
                     double m2) {
   static_cast<C*>(args.mean)[channel] = static_cast<C>(mean);
   static_cast<C*>(args.var)[channel] = static_cast<C>(m2 / static_cast<double>(args.shape.count()));
-  set_columns(args, columns, channel, fold);
+  set_columns<C>(args, columns, channel, fold);
 }
 
 // Merges the partial moments of all channels: partial is [chunk][mean, m2][column].
@@ -178,13 +171,13 @@ void row_apply(const BatchNormActArgs& args, int64_t width, const Columns<C>& co
 
 template <class T, Activation activation, class C = compute_t<T>>
 void forward(const BatchNormActArgs& args) {
-  const BatchNormWalk walk = batch_norm_walk(args.shape);
+  const BatchNormWalk walk = batch_norm_walk(args.shape, args.samples);
   const BatchNormShape& shape = walk.shape;
   const int64_t chunks = walk.chunks(), width = shape.channels;
   const T* x = static_cast<const T*>(args.x);
   C* partial = static_cast<C*>(args.workspace);
   C* after = partial + 2 * chunks * width;
-  const Columns<C> columns{after, after + width, after + 2 * width};
+  const Columns<C> columns{after, after + width, after + (1 + args.samples) * width};
   const bool streaming = shape.numel() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
                          reinterpret_cast<uintptr_t>(args.y) % 64 == 0 &&
                          (walk.planar() ? shape.inner : width) % Vector<C>::lanes == 0;
@@ -201,7 +194,9 @@ void forward(const BatchNormActArgs& args) {
           merge(count, mean, m2, static_cast<double>(to - from), chunk_mean, chunk_m2);
         }
         finish_channel(args, columns, c, 1, mean, m2);
-        planar_apply<T, activation>(args, shape, columns, c, 0, shape.count(), streaming);
+        for (int64_t n = 0; n < args.samples; n++)
+          planar_apply<T, activation>(args, shape, columns.of(n, width), c, n * walk.sample_size(),
+                                      (n + 1) * walk.sample_size(), streaming);
       }
       if (streaming) stream_fence();
     });
@@ -222,14 +217,15 @@ void forward(const BatchNormActArgs& args) {
     });
     merge_chunks(args, walk, partial, columns);
   } else {
-    for (int64_t c = 0; c < walk.channels(); c++) set_columns(args, columns, c, walk.fold);
+    set_all_columns<C>(args, columns, walk);
   }
   if (walk.planar()) {
     // Plane by plane, as they lie in memory.
     parallel_for(0, shape.outer * width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; plane++) {
-        const int64_t from = plane / width * shape.inner;
-        planar_apply<T, activation>(args, shape, columns, plane % width, from, from + shape.inner, streaming);
+        const int64_t from = plane / width * shape.inner, n = from / walk.sample_size();
+        planar_apply<T, activation>(args, shape, columns.of(n, width), plane % width, from, from + shape.inner,
+                                    streaming);
       }
       if (streaming) stream_fence();
     });
@@ -239,7 +235,8 @@ void forward(const BatchNormActArgs& args) {
     for (int64_t i = 0; i < end - begin; i++) {
       // In training backwards within each thread's range: what the statistics read last the caches still hold.
       const int64_t chunk = args.training ? end - 1 - i : begin + i;
-      row_apply<T, activation>(args, width, columns, chunk_begin(walk, chunk), chunk_end(walk, chunk), streaming);
+      row_apply<T, activation>(args, width, columns.of(chunk_sample(walk, chunk), width), chunk_begin(walk, chunk),
+                               chunk_end(walk, chunk), streaming);
     }
     if (streaming) stream_fence();
   });
@@ -248,8 +245,25 @@ void forward(const BatchNormActArgs& args) {
 }  // namespace
 
 void batch_norm_act(const BatchNormActArgs& args) {
-  GENCORE_DISPATCH_DTYPE(args.dtype,
-                         GENCORE_DISPATCH_ACTIVATION(args.activation, forward<scalar_t, kActivation>(args)));
+  const int64_t numel = args.shape.numel(), affine = args.samples * args.shape.channels;
+  const int64_t size = size_of(args.dtype), compute_size = compute_size_of(args.dtype);
+  const int64_t workspace = batch_norm_walk(args.shape, args.samples).workspace();
+  for_each_instance(
+      args,
+      [&](BatchNormActArgs& one, int64_t i) {
+        one.x = at_instance(one.x, i, numel, size);
+        one.residual = at_instance(one.residual, i, numel, size);
+        one.y = at_instance(one.y, i, numel, size);
+        one.weight = at_instance(one.weight, i, affine, compute_size);
+        one.bias = at_instance(one.bias, i, affine, compute_size);
+        one.mean = at_instance(one.mean, i, args.shape.channels, compute_size);
+        one.var = at_instance(one.var, i, args.shape.channels, compute_size);
+        one.workspace = at_instance(one.workspace, i, workspace, compute_size);
+      },
+      [](const BatchNormActArgs& one) {
+        GENCORE_DISPATCH_DTYPE(one.dtype,
+                               GENCORE_DISPATCH_ACTIVATION(one.activation, forward<scalar_t, kActivation>(one)));
+      });
 }
 
 }  // namespace gencore::GENCORE_ISA

@@ -3,6 +3,12 @@
 // Tensors are [outer, channels, inner]: contiguous N, C, H, W has outer = N and inner = H W; channels_last (and [N, C])
 // has outer = N H W and inner = 1.
 //
+// The family has two more members, made by two numbers of the arguments:
+//   samples > 1    weight and bias are those of each sample, [samples, channels] (conditional batch norm): sums and
+//                  normalisation go sample by sample, the statistics over all of them as before;
+//   instances > 1  that many such tensors lie one behind the other, each with its own statistics, weight and bias
+//                  (instance norm in channels_last; contiguous, it is batch norm of one sample with N C channels).
+//
 // Statistics come from chunks of fixed size, each in two passes (mean, then squared deviations from it) while it lies
 // in the cache, merged by Chan's formula in float64 in a fixed order: the bits depend on the shape alone, not on the
 // number of threads.
@@ -27,22 +33,28 @@ struct BatchNormShape {
 //   planes up to 8 x 8  are too short to be walked one by one: a sample is taken as one row of channels * inner
 //   columns,
 //                       and `fold` = inner neighbouring columns belong to one channel.
+//   per-sample affine   keeps every chunk within one sample.
 struct BatchNormWalk {
   BatchNormShape shape;
   int64_t fold;
+  int64_t samples;
   int64_t channels() const { return shape.channels / fold; }
   bool planar() const { return shape.inner > 1; }
   // Elements of one channel (planar) or rows that make one chunk of the statistics.
   int64_t chunk_size() const { return planar() ? 8192 : 128; }
-  int64_t chunks() const { return (shape.count() + chunk_size() - 1) / chunk_size(); }
-  // Two partial results for each column of each chunk, and up to five constants a column.
-  int64_t workspace() const { return (2 * chunks() + 5) * shape.channels; }
+  // Elements of one channel in one sample, and the chunks that they make.
+  int64_t sample_size() const { return shape.count() / samples; }
+  int64_t sample_chunks() const { return (sample_size() + chunk_size() - 1) / chunk_size(); }
+  int64_t chunks() const { return samples * sample_chunks(); }
+  // Two partial results for each column of each chunk, three constants a column, and two a column and sample.
+  int64_t workspace() const { return (2 * chunks() + 3 + 2 * samples) * shape.channels; }
 };
 
-inline BatchNormWalk batch_norm_walk(const BatchNormShape& shape) {
-  if (shape.channels == 1) return {{1, 1, shape.outer * shape.inner}, 1};
-  if (shape.inner > 1 && shape.inner <= 64) return {{shape.outer, shape.channels * shape.inner, 1}, shape.inner};
-  return {shape, 1};
+inline __attribute__((always_inline)) BatchNormWalk batch_norm_walk(const BatchNormShape& shape, int64_t samples) {
+  if (shape.channels == 1) return {{samples, 1, shape.count() / samples}, 1, samples};
+  if (samples == 1 && shape.outer > 1 && shape.inner > 1 && shape.inner <= 64)
+    return {{shape.outer, shape.channels * shape.inner, 1}, shape.inner, 1};
+  return {shape, 1, samples};
 }
 
 // `C` below is the compute type: double for float64, float for the others.
@@ -50,17 +62,19 @@ struct BatchNormActArgs {
   const void* x;
   const void* residual;  // like x, or null
   void* y;
-  const void* weight;  // [channels] of C, or null: 1
-  const void* bias;    // [channels] of C, or null: 0
-  void* mean;          // [channels] of C; written when training, read otherwise
-  void* var;           // [channels] of C, biased; the same
-  BatchNormShape shape;
+  const void* weight;    // [instances, samples, channels] of C, or null: 1
+  const void* bias;      // [instances, samples, channels] of C, or null: 0
+  void* mean;            // [instances, channels] of C; written when training, read otherwise
+  void* var;             // [instances, channels] of C, biased; the same
+  BatchNormShape shape;  // of one instance
+  int64_t samples;
+  int64_t instances;
   bool training;
   double eps;
   Activation activation;
   double negative_slope;
   Dtype dtype;
-  void* workspace;  // batch_norm_walk(shape).workspace() of C
+  void* workspace;  // instances * batch_norm_walk(shape, samples).workspace() of C
 };
 
 struct BatchNormActBackwardArgs {
@@ -73,15 +87,17 @@ struct BatchNormActBackwardArgs {
   const void* var;
   void* grad_x;
   void* grad_residual;  // null where there is none, or where nobody wants it
-  void* grad_weight;    // [channels] of C
-  void* grad_bias;      // [channels] of C
+  void* grad_weight;    // [instances, samples, channels] of C
+  void* grad_bias;      // [instances, samples, channels] of C
   BatchNormShape shape;
+  int64_t samples;
+  int64_t instances;
   bool training;
   double eps;
   Activation activation;
   double negative_slope;
   Dtype dtype;
-  void* workspace;  // batch_norm_walk(shape).workspace() of C
+  void* workspace;  // instances * batch_norm_walk(shape, samples).workspace() of C
 };
 
 }  // namespace gencore

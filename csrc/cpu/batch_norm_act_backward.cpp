@@ -1,7 +1,10 @@
 // The gradient of batch norm with activation. With u = (x - mean) scale + bias (+ residual), g = grad_y act'(u), and
 // sums over the count elements of a channel,
 //   grad_bias = sum g,   grad_weight = invstd sum g (x - mean),   grad_residual = g,
-//   grad_x = scale (g - mean(g) - (x - mean) invstd^2 mean(g (x - mean)))   in training, scale g in evaluation.
+//   grad_x = scale g - invstd (mean(w g) + (x - mean) invstd^2 mean(w g (x - mean)))   in training,
+//   grad_x = scale g                                                                in evaluation.
+// Where the weight w is that of a sample, so are the gradients of weight and bias, and the two means are taken over
+// the sums of all samples.
 // The activation's gradient is worked out anew from x in both passes, so that nothing but x is kept from the forward.
 #include "cpu/batch_norm_loops.h"
 
@@ -9,10 +12,14 @@ namespace gencore::GENCORE_ISA {
 
 namespace {
 
-// Constants as the loops read them, one value a column: grad_x = scale (g - mean_g - (x - mean) slope_x).
+// Constants as the loops read them, one value a column; scale and bias for each sample. What is subtracted is scaled
+// with g, which rounds less, where all samples have one scale.
 template <class C>
 struct Columns {
-  C *mean, *scale, *bias, *mean_g, *slope_x;
+  C *mean, *mean_g, *slope_x, *scale, *bias;
+  Columns of(int64_t sample, int64_t width) const {
+    return {mean, mean_g, slope_x, scale + sample * width, bias + sample * width};
+  }
 };
 
 // g at element i, and the deviation from the mean.
@@ -94,18 +101,40 @@ void row_sums(const BatchNormActBackwardArgs& args, int64_t width, const Columns
   });
 }
 
-template <class C>
-void finish_channel(const BatchNormActBackwardArgs& args, const Columns<C>& columns, int64_t channel, int64_t fold,
-                    double sum_g, double sum_gd) {
-  const double invstd = 1.0 / __builtin_sqrt(static_cast<const C*>(args.var)[channel] + args.eps);
-  const double count = static_cast<double>(args.shape.count());
-  static_cast<C*>(args.grad_bias)[channel] = static_cast<C>(sum_g);
-  static_cast<C*>(args.grad_weight)[channel] = static_cast<C>(sum_gd * invstd);
-  fill_columns(columns.mean_g, channel, fold, static_cast<C>(args.training ? sum_g / count : 0.0));
-  fill_columns(columns.slope_x, channel, fold, static_cast<C>(args.training ? sum_gd * invstd * invstd / count : 0.0));
+template <bool one_scale, class V>
+GENCORE_INLINE V gradient_of_x(V g, V deviation, V scale, V mean_g, V slope_x) {
+  if constexpr (one_scale) return scale * (g - mean_g - deviation * slope_x);
+  return scale * g - mean_g - deviation * slope_x;
 }
 
-template <class T, Activation activation, class C = compute_t<T>>
+// Sums over a channel of w g and of w g (x - mean), where w = 1 if all samples have one scale.
+struct Totals {
+  double g = 0, gd = 0;
+};
+
+// Takes one sample's sums of g and of g (x - mean): writes its gradients, and adds its part to the totals.
+template <class C>
+void finish_sample(const BatchNormActBackwardArgs& args, int64_t sample, int64_t channel, double sum_g, double sum_gd,
+                   Totals& totals) {
+  const int64_t index = sample * args.shape.channels + channel;
+  static_cast<C*>(args.grad_bias)[index] = static_cast<C>(sum_g);
+  static_cast<C*>(args.grad_weight)[index] = static_cast<C>(sum_gd * channel_invstd<C>(args.var, args.eps, channel));
+  const double weight = args.weight && args.samples > 1 ? static_cast<const C*>(args.weight)[index] : 1.0;
+  totals.g += weight * sum_g;
+  totals.gd += weight * sum_gd;
+}
+
+template <class C>
+void finish_channel(const BatchNormActBackwardArgs& args, const Columns<C>& columns, int64_t channel, int64_t fold,
+                    const Totals& totals) {
+  const double invstd = channel_invstd<C>(args.var, args.eps, channel);
+  const double scale = args.samples > 1 ? invstd : 1.0;
+  const double factor = args.training ? scale / static_cast<double>(args.shape.count()) : 0.0;
+  fill_columns(columns.mean_g, channel, fold, static_cast<C>(totals.g * factor));
+  fill_columns(columns.slope_x, channel, fold, static_cast<C>(totals.gd * invstd * invstd * factor));
+}
+
+template <class T, Activation activation, bool one_scale, class C = compute_t<T>>
 void planar_apply(const BatchNormActBackwardArgs& args, const BatchNormShape& shape, const Columns<C>& columns,
                   int64_t channel, int64_t begin, int64_t end, bool streaming) {
   using V = vector_t<C>;
@@ -121,7 +150,7 @@ void planar_apply(const BatchNormActBackwardArgs& args, const BatchNormShape& sh
       V d;
       const V g = gradient(i, n, mean, scale, bias, &d);
       if (grad_residual) store(grad_residual + i, g, n);
-      return scale * (g - mean_g - d * slope_x);
+      return gradient_of_x<one_scale>(g, d, scale, mean_g, slope_x);
     };
     if (streaming)
       for (int64_t i = offset; i < offset + count; i += lanes) stream(grad_x + i, value(i, lanes));
@@ -131,7 +160,7 @@ void planar_apply(const BatchNormActBackwardArgs& args, const BatchNormShape& sh
   });
 }
 
-template <class T, Activation activation, class C = compute_t<T>>
+template <class T, Activation activation, bool one_scale, class C = compute_t<T>>
 void row_apply(const BatchNormActBackwardArgs& args, int64_t width, const Columns<C>& columns, int64_t begin,
                int64_t end, bool streaming) {
   using V = vector_t<C>;
@@ -155,7 +184,7 @@ void row_apply(const BatchNormActBackwardArgs& args, int64_t width, const Column
         V d;
         const V g = gradient(i, n, mean[j], scale[j], bias[j], &d);
         if (grad_residual) store(grad_residual + i, g, n);
-        const V value = scale[j] * (g - mean_g[j] - d * slope_x[j]);
+        const V value = gradient_of_x<one_scale>(g, d, scale[j], mean_g[j], slope_x[j]);
         if (streaming)
           stream(grad_x + i, value);
         else
@@ -164,37 +193,39 @@ void row_apply(const BatchNormActBackwardArgs& args, int64_t width, const Column
   });
 }
 
-template <class T, Activation activation, class C = compute_t<T>>
+template <class T, Activation activation, bool one_scale, class C = compute_t<T>>
 void backward(const BatchNormActBackwardArgs& args) {
-  const BatchNormWalk walk = batch_norm_walk(args.shape);
+  const BatchNormWalk walk = batch_norm_walk(args.shape, args.samples);
   const BatchNormShape& shape = walk.shape;
   const int64_t chunks = walk.chunks(), width = shape.channels, fold = walk.fold;
   C* partial = static_cast<C*>(args.workspace);
   C* after = partial + 2 * chunks * width;
-  const Columns<C> columns{after, after + width, after + 2 * width, after + 3 * width, after + 4 * width};
+  const Columns<C> columns{after, after + width, after + 2 * width, after + 3 * width,
+                           after + (3 + args.samples) * width};
   const int64_t bytes = shape.numel() * static_cast<int64_t>(sizeof(T));
   const bool streaming = bytes >= kStreamBytes && reinterpret_cast<uintptr_t>(args.grad_x) % 64 == 0 &&
                          (walk.planar() ? shape.inner : width) % Vector<C>::lanes == 0;
-  for (int64_t c = 0; c < walk.channels(); c++) {
-    const C mean = static_cast<const C*>(args.mean)[c], var = static_cast<const C*>(args.var)[c];
-    fill_columns(columns.mean, c, fold, mean);
-    fill_columns(columns.scale, c, fold, channel_scale<C>(args.weight, var, args.eps, c));
-    fill_columns(columns.bias, c, fold, channel_bias<C>(args.bias, c));
-  }
+  set_all_columns<C>(args, columns, walk);
 
   const int64_t read_per_channel = bytes / width * (args.residual ? 3 : 2);
   if (walk.planar() && width >= 2 * num_threads() && read_per_channel <= kResidentBytes) {
     parallel_for(0, width, kGrain / shape.count() + 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; c++) {
-        double sum_g = 0, sum_gd = 0;
-        for (int64_t chunk = 0; chunk < chunks; chunk++) {
-          C g, gd;
-          planar_sums<T, activation>(args, shape, columns, c, chunk_begin(walk, chunk), chunk_end(walk, chunk), &g,
-                                     &gd);
-          sum_g += g, sum_gd += gd;
+        Totals totals;
+        for (int64_t n = 0; n < args.samples; n++) {
+          double sum_g = 0, sum_gd = 0;
+          for (int64_t chunk = n * walk.sample_chunks(); chunk < (n + 1) * walk.sample_chunks(); chunk++) {
+            C g, gd;
+            planar_sums<T, activation>(args, shape, columns.of(n, width), c, chunk_begin(walk, chunk),
+                                       chunk_end(walk, chunk), &g, &gd);
+            sum_g += g, sum_gd += gd;
+          }
+          finish_sample<C>(args, n, c, sum_g, sum_gd, totals);
         }
-        finish_channel(args, columns, c, 1, sum_g, sum_gd);
-        planar_apply<T, activation>(args, shape, columns, c, 0, shape.count(), streaming);
+        finish_channel(args, columns, c, 1, totals);
+        for (int64_t n = 0; n < args.samples; n++)
+          planar_apply<T, activation, one_scale>(args, shape, columns.of(n, width), c, n * walk.sample_size(),
+                                                 (n + 1) * walk.sample_size(), streaming);
       }
       if (streaming) stream_fence();
     });
@@ -206,27 +237,33 @@ void backward(const BatchNormActBackwardArgs& args) {
       const int64_t chunk = walk.planar() ? task % chunks : task, channel = walk.planar() ? task / chunks : 0;
       const int64_t from = chunk_begin(walk, chunk), to = chunk_end(walk, chunk);
       C* sums = partial + 2 * chunk * width + channel;
+      const Columns<C> own = columns.of(chunk_sample(walk, chunk), width);
       if (walk.planar())
-        planar_sums<T, activation>(args, shape, columns, channel, from, to, sums, sums + width);
+        planar_sums<T, activation>(args, shape, own, channel, from, to, sums, sums + width);
       else
-        row_sums<T, activation>(args, width, columns, from, to, sums, sums + width);
+        row_sums<T, activation>(args, width, own, from, to, sums, sums + width);
     }
   });
   for_each_channel_block(walk.channels(), chunks * fold, [&](int64_t first, int64_t block) {
-    double g[kMergeBlock] = {}, gd[kMergeBlock] = {};
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-      const C* sums = partial + 2 * chunk * width + first * fold;
-      for (int64_t i = 0; i < block; i++)
-        for (int64_t j = i * fold; j < (i + 1) * fold; j++) g[i] += sums[j], gd[i] += sums[width + j];
+    Totals totals[kMergeBlock];
+    for (int64_t n = 0; n < args.samples; n++) {
+      double g[kMergeBlock] = {}, gd[kMergeBlock] = {};
+      for (int64_t chunk = n * walk.sample_chunks(); chunk < (n + 1) * walk.sample_chunks(); chunk++) {
+        const C* sums = partial + 2 * chunk * width + first * fold;
+        for (int64_t i = 0; i < block; i++)
+          for (int64_t j = i * fold; j < (i + 1) * fold; j++) g[i] += sums[j], gd[i] += sums[width + j];
+      }
+      for (int64_t i = 0; i < block; i++) finish_sample<C>(args, n, first + i, g[i], gd[i], totals[i]);
     }
-    for (int64_t i = 0; i < block; i++) finish_channel(args, columns, first + i, fold, g[i], gd[i]);
+    for (int64_t i = 0; i < block; i++) finish_channel(args, columns, first + i, fold, totals[i]);
   });
   // As in the forward: planes as they lie in memory, rows backwards through what the caches still hold.
   if (walk.planar()) {
     parallel_for(0, shape.outer * width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; plane++) {
-        const int64_t from = plane / width * shape.inner;
-        planar_apply<T, activation>(args, shape, columns, plane % width, from, from + shape.inner, streaming);
+        const int64_t from = plane / width * shape.inner, n = from / walk.sample_size();
+        planar_apply<T, activation, one_scale>(args, shape, columns.of(n, width), plane % width, from,
+                                               from + shape.inner, streaming);
       }
       if (streaming) stream_fence();
     });
@@ -234,7 +271,8 @@ void backward(const BatchNormActBackwardArgs& args) {
   }
   parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
     for (int64_t task = end - 1; task >= begin; task--)
-      row_apply<T, activation>(args, width, columns, chunk_begin(walk, task), chunk_end(walk, task), streaming);
+      row_apply<T, activation, one_scale>(args, width, columns.of(chunk_sample(walk, task), width),
+                                          chunk_begin(walk, task), chunk_end(walk, task), streaming);
     if (streaming) stream_fence();
   });
 }
@@ -242,8 +280,33 @@ void backward(const BatchNormActBackwardArgs& args) {
 }  // namespace
 
 void batch_norm_act_backward(const BatchNormActBackwardArgs& args) {
-  GENCORE_DISPATCH_DTYPE(args.dtype,
-                         GENCORE_DISPATCH_ACTIVATION(args.activation, backward<scalar_t, kActivation>(args)));
+  const int64_t numel = args.shape.numel(), channels = args.shape.channels, affine = args.samples * channels;
+  const int64_t size = size_of(args.dtype), compute_size = compute_size_of(args.dtype);
+  const int64_t workspace = batch_norm_walk(args.shape, args.samples).workspace();
+  for_each_instance(
+      args,
+      [&](BatchNormActBackwardArgs& one, int64_t i) {
+        one.grad_y = at_instance(one.grad_y, i, numel, size);
+        one.x = at_instance(one.x, i, numel, size);
+        one.residual = at_instance(one.residual, i, numel, size);
+        one.grad_x = at_instance(one.grad_x, i, numel, size);
+        one.grad_residual = at_instance(one.grad_residual, i, numel, size);
+        one.weight = at_instance(one.weight, i, affine, compute_size);
+        one.bias = at_instance(one.bias, i, affine, compute_size);
+        one.grad_weight = at_instance(one.grad_weight, i, affine, compute_size);
+        one.grad_bias = at_instance(one.grad_bias, i, affine, compute_size);
+        one.mean = at_instance(one.mean, i, channels, compute_size);
+        one.var = at_instance(one.var, i, channels, compute_size);
+        one.workspace = at_instance(one.workspace, i, workspace, compute_size);
+      },
+      [](const BatchNormActBackwardArgs& one) {
+        if (one.samples == 1)
+          GENCORE_DISPATCH_DTYPE(
+              one.dtype, GENCORE_DISPATCH_ACTIVATION(one.activation, backward<scalar_t, kActivation, true>(one)))
+        else
+          GENCORE_DISPATCH_DTYPE(
+              one.dtype, GENCORE_DISPATCH_ACTIVATION(one.activation, backward<scalar_t, kActivation, false>(one)))
+      });
 }
 
 }  // namespace gencore::GENCORE_ISA

@@ -1,6 +1,8 @@
 // What batch norm's forward and backward share: how the elements of a channel are walked, and how sums are merged.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/batch_norm_act.h"
 #include "gencore/activation.h"
 #include "gencore/parallel.h"
@@ -46,10 +48,15 @@ GENCORE_INLINE void for_each_tile(int64_t channels, const Body& body) {
   }
 }
 
-inline int64_t chunk_begin(const BatchNormWalk& walk, int64_t chunk) { return chunk * walk.chunk_size(); }
+inline int64_t chunk_sample(const BatchNormWalk& walk, int64_t chunk) { return chunk / walk.sample_chunks(); }
+inline int64_t chunk_begin(const BatchNormWalk& walk, int64_t chunk) {
+  const int64_t sample = chunk_sample(walk, chunk);
+  return sample * walk.sample_size() + (chunk - sample * walk.sample_chunks()) * walk.chunk_size();
+}
 inline int64_t chunk_end(const BatchNormWalk& walk, int64_t chunk) {
-  const int64_t end = (chunk + 1) * walk.chunk_size(), count = walk.shape.count();
-  return end < count ? end : count;
+  const int64_t end = chunk_begin(walk, chunk) + walk.chunk_size();
+  const int64_t sample_end = (chunk_sample(walk, chunk) + 1) * walk.sample_size();
+  return end < sample_end ? end : sample_end;
 }
 
 // Tasks for loops over the chunks of all channels: (channel, chunk) pairs, or chunks of rows.
@@ -72,21 +79,54 @@ inline void for_each_channel_block(int64_t channels, int64_t work_per_channel, c
                });
 }
 
+// body(one instance's arguments) for all of them: in parallel, unless there is one alone.
+template <class Args, class Advance, class Body>
+inline void for_each_instance(const Args& args, const Advance& advance, const Body& body) {
+  parallel_for(0, args.instances, kGrain / (args.shape.numel() + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      Args one = args;
+      advance(one, i);
+      body(one);
+    }
+  });
+}
+
+// The pointer to instance `index`, each having `count` elements of `size` bytes; null stays null.
+template <class P>
+inline P* at_instance(P* pointer, int64_t index, int64_t count, int64_t size) {
+  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+  return pointer ? static_cast<Byte*>(pointer) + index * count * size : pointer;
+}
+
 // Writes one value a channel into each of the channel's columns.
 template <class C>
 GENCORE_INLINE void fill_columns(C* columns, int64_t channel, int64_t fold, C value) {
   for (int64_t i = channel * fold; i < (channel + 1) * fold; i++) columns[i] = value;
 }
 
-// 1 / sqrt(var + eps), times the weight.
 template <class C>
-inline C channel_scale(const void* weight, C var, double eps, int64_t channel) {
-  const double invstd = 1.0 / __builtin_sqrt(static_cast<double>(var) + eps);
-  return static_cast<C>(weight ? static_cast<const C*>(weight)[channel] * invstd : invstd);
+inline double channel_invstd(const void* var, double eps, int64_t channel) {
+  return 1.0 / __builtin_sqrt(static_cast<double>(static_cast<const C*>(var)[channel]) + eps);
 }
-template <class C>
-inline C channel_bias(const void* bias, int64_t channel) {
-  return bias ? static_cast<const C*>(bias)[channel] : C{0};
+
+// The constants of one channel, for every sample: the mean, weight / sqrt(var + eps), and the bias.
+template <class C, class Args, class Columns>
+inline void set_columns(const Args& args, const Columns& columns, int64_t channel, int64_t fold) {
+  const double invstd = channel_invstd<C>(args.var, args.eps, channel);
+  const C* weight = static_cast<const C*>(args.weight);
+  const C* bias = static_cast<const C*>(args.bias);
+  fill_columns(columns.mean, channel, fold, static_cast<const C*>(args.mean)[channel]);
+  for (int64_t n = 0; n < args.samples; n++) {
+    const int64_t index = n * args.shape.channels + channel;
+    fill_columns(columns.scale, index, fold, static_cast<C>(weight ? weight[index] * invstd : invstd));
+    fill_columns(columns.bias, index, fold, bias ? bias[index] : C{0});
+  }
+}
+template <class C, class Args, class Columns>
+inline void set_all_columns(const Args& args, const Columns& columns, const BatchNormWalk& walk) {
+  for_each_channel_block(walk.channels(), args.samples * walk.fold, [&](int64_t first, int64_t block) {
+    for (int64_t c = first; c < first + block; c++) set_columns<C>(args, columns, c, walk.fold);
+  });
 }
 
 }  // namespace gencore::GENCORE_ISA

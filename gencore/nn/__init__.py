@@ -2,7 +2,9 @@
 
 from gencore.nn.attention import SelfAttention2d
 from gencore.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from gencore.nn.conditional import AdaIN, ConditionalBatchNorm2d
 from gencore.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear
+from gencore.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gencore.nn.stylegan import (
     Blur,
     Downsample2d,
@@ -14,12 +16,15 @@ from gencore.nn.stylegan import (
     PixelNorm,
     Upsample2d,
 )
+from gencore.nn.syncbatchnorm import SyncBatchNorm
 
 __all__ = [
+    "AdaIN",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "Blur",
+    "ConditionalBatchNorm2d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -29,11 +34,15 @@ __all__ = [
     "Downsample2d",
     "EqualizedConv2d",
     "EqualizedLinear",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "Linear",
     "MinibatchStdDev",
     "ModulatedConv2d",
     "NoiseInjection",
     "PixelNorm",
     "SelfAttention2d",
+    "SyncBatchNorm",
     "Upsample2d",
 ]

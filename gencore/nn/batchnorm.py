@@ -15,6 +15,22 @@ import gencore.functional as F
 from gencore.ops._activation import check_activation
 
 
+def running_statistics(layer: Any) -> dict[str, Any]:
+    """The arguments of a batch norm that follow from a layer's mode and buffers; counts the batch in training."""
+    factor = 0.0 if layer.momentum is None else layer.momentum
+    if layer.training and layer.track_running_stats and layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:  # the cumulative average
+            factor = 1.0 / float(layer.num_batches_tracked)
+    tracked = not layer.training or layer.track_running_stats
+    return {
+        "running_mean": layer.running_mean if tracked else None,
+        "running_var": layer.running_var if tracked else None,
+        "training": layer.training or layer.running_mean is None,
+        "momentum": factor,
+    }
+
+
 class _BatchNormAct(torch.nn.modules.batchnorm._BatchNorm):
     def __init__(
         self,
@@ -37,20 +53,11 @@ class _BatchNormAct(torch.nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """``activation(batch_norm(input) + residual)``, with shape, dtype and layout of ``input``."""
         self._check_input_dim(input)
-        factor = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the cumulative average
-                factor = 1.0 / float(self.num_batches_tracked)
-        tracked = not self.training or self.track_running_stats
         return F.batch_norm_act(
             input,
             self.weight,
             self.bias,
-            self.running_mean if tracked else None,
-            self.running_var if tracked else None,
-            training=self.training or self.running_mean is None,
-            momentum=factor,
+            **running_statistics(self),
             eps=self.eps,
             activation=self.activation or "identity",
             negative_slope=self.negative_slope,

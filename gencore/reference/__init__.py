@@ -1,9 +1,12 @@
 """The oracles: plain PyTorch, a page or less each, differentiable to any order. Read these first."""
 
-from gencore.reference.batch_norm_act import batch_norm_act, batch_norm_act_backward
+from gencore.reference.batch_norm_act import batch_norm_act
 from gencore.reference.bias_act import bias_act, bias_act_backward
+from gencore.reference.conditional_batch_norm import conditional_batch_norm
 from gencore.reference.conv import conv_epilogue, convolution, linear, transposed_convolution
+from gencore.reference.instance_norm_act import instance_norm_act
 from gencore.reference.modulated_conv2d import modulated_conv2d
+from gencore.reference.norm_act_backward import norm_act_backward
 from gencore.reference.pixel_norm import minibatch_stddev, pixel_norm
 from gencore.reference.reparameterize_kl import reparameterize_kl, reparameterize_kl_backward
 from gencore.reference.self_attention import attention_block, self_attention, self_attention_backward
@@ -13,15 +16,17 @@ from gencore.reference.upfirdn2d import conv2d_resample, setup_filter, upfirdn2d
 __all__ = [
     "attention_block",
     "batch_norm_act",
-    "batch_norm_act_backward",
     "bias_act",
     "bias_act_backward",
+    "conditional_batch_norm",
     "conv2d_resample",
     "conv_epilogue",
     "convolution",
+    "instance_norm_act",
     "linear",
     "minibatch_stddev",
     "modulated_conv2d",
+    "norm_act_backward",
     "pixel_norm",
     "reparameterize_kl",
     "reparameterize_kl_backward",

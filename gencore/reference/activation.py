@@ -39,7 +39,8 @@ def activation_derivative(u: Tensor, activation: str, negative_slope: float = 0.
     if activation == "relu":
         return torch.where(u <= 0, 0.0, 1.0).to(u.dtype)
     if activation == "leaky_relu":
-        return torch.where(u > 0, 1.0, negative_slope).to(u.dtype)
+        # Two numbers alone would make a float32 tensor, and 0.2 another slope than float64's.
+        return torch.where(u > 0, u.new_ones(()), u.new_full((), negative_slope))
     if activation == "tanh":
         return 1 - torch.tanh(u).square()
     if activation == "silu":

@@ -28,21 +28,28 @@ def _reparameterize(dtype: torch.dtype, rows: int, columns: int, backward: bool)
     return launch
 
 
-LEAKY_RELU, SILU = 2, 4
+RELU, LEAKY_RELU, SILU = 1, 2, 4
 
 
 def _batch_norm(
-    dtype: torch.dtype, *shape: int, channels_last: bool = False, activation: int = LEAKY_RELU, residual: bool = False
+    dtype: torch.dtype,
+    *shape: int,
+    channels_last: bool = False,
+    activation: int = LEAKY_RELU,
+    residual: bool = False,
+    per_sample: bool = False,
+    instance: bool = False,
 ) -> Callable[[], None]:
     """Training, forward and backward: five kernels."""
 
     def launch() -> None:
         x = torch.empty(shape, dtype=dtype)
         r = torch.empty(shape, dtype=dtype) if residual else None
-        c = torch.empty(shape[1])
-        config = (True, 1e-5, activation, 0.2, channels_last)
-        bn.batch_norm_act(x, r, c, c, c, c, *config, x)
-        bn.batch_norm_act_backward(x, x, r, c, c, c, c, *config, x, r, c, c)
+        w = torch.empty(shape[:2] if per_sample or instance else shape[1:2])
+        c = torch.empty(shape[:2] if instance else shape[1:2])
+        config = (True, per_sample or instance, instance, 1e-5, activation, 0.2, channels_last)
+        bn.batch_norm_act(x, r, w, w, c, c, *config, x)
+        bn.batch_norm_act_backward(x, x, r, w, w, c, c, *config, x, r, w, w)
 
     return launch
 
@@ -159,4 +166,14 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "self_attention_backward float32 64x64, C=192": _attention(FLOAT, 16, 4096, 1024, 24, 96, True),
     "spectral_norm float32 1536x1536x3x3": _spectral_norm(FLOAT, 1536, 1536, 3, 3),
     "spectral_norm bfloat16 512x256x4x4, transposed": _spectral_norm(HALF, 512, 256, 4, 4, dim=1),
+    "conditional_batch_norm bfloat16 16x256x64x64, ReLU": _batch_norm(
+        HALF, 16, 256, 64, 64, activation=RELU, per_sample=True
+    ),
+    "conditional_batch_norm float32 64x256x32x32, channels_last": _batch_norm(
+        FLOAT, 64, 256, 32, 32, activation=RELU, per_sample=True, channels_last=True
+    ),
+    "instance_norm_act float32 8x128x64x64": _batch_norm(FLOAT, 8, 128, 64, 64, activation=RELU, instance=True),
+    "instance_norm_act bfloat16 8x128x64x64, channels_last, residual": _batch_norm(
+        HALF, 8, 128, 64, 64, channels_last=True, residual=True, instance=True
+    ),
 }

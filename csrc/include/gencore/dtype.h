@@ -7,6 +7,13 @@ namespace gencore {
 
 enum class Dtype : int32_t { float32, float64, bfloat16, float16 };
 
+// Bytes of an element. (Always inlined: see scratch.h.)
+inline __attribute__((always_inline)) int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
+}
+// Of what is computed in.
+inline __attribute__((always_inline)) int64_t compute_size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : 4; }
+
 // Storage only: kernels convert to float on load and round to nearest even on store (simd.h).
 struct bfloat16 {
   uint16_t bits;

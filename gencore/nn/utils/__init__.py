@@ -1,5 +1,5 @@
 """Utilities for layers, under the names that they have in ``torch.nn.utils``."""
 
-from gencore.nn.utils import parametrizations
+from gencore.nn.utils import parametrizations, statistics
 
-__all__ = ["parametrizations"]
+__all__ = ["parametrizations", "statistics"]

@@ -1,0 +1,122 @@
+"""Synchronised batch norm: two processes beside one process with the joint batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import gencore.nn
+from tests.processes import run_python
+
+# Run by each rank: its part of the joint batch through two steps of training, and one of evaluation.
+RANK = """
+import sys, torch, torch.distributed as dist
+import gencore.nn
+folder, rank, impl = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+case = torch.load(f"{folder}/case.pt")
+layer = gencore.nn.SyncBatchNorm(3, activation="leaky_relu", negative_slope=0.2, impl=impl).to(case["x"].dtype)
+layer.load_state_dict(case["state"])
+first, last = case["parts"][rank]
+x, residual, grad = (case[n][first:last].clone() for n in ("x", "residual", "grad"))
+x.requires_grad_(), residual.requires_grad_()
+try:
+    for _ in range(2):
+        y = layer(x, residual)
+    y.backward(grad)
+    grads = [x.grad, residual.grad, layer.weight.grad, layer.bias.grad]
+    y_eval = layer.eval()(x.detach(), residual.detach())
+    torch.save([y.detach(), *grads, y_eval.detach(), *layer.buffers()], f"{folder}/{rank}.pt")
+except ValueError as error:
+    torch.save(str(error), f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def run_ranks(folder: Path, case: dict, impl: str) -> list:
+    from concurrent.futures import ThreadPoolExecutor
+
+    torch.save(case, folder / "case.pt")
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(run_python, "-c", RANK, str(folder), str(rank), impl, OMP_NUM_THREADS="1") for rank in (0, 1)
+        ]
+        for run in runs:
+            assert run.result().returncode == 0, run.result().stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+@pytest.mark.parametrize(
+    ("split", "impl", "dtype"),
+    [
+        (4, "auto", torch.float32),
+        (1, "auto", torch.float32),
+        (0, "auto", torch.float32),
+        (1, "reference", torch.float64),
+    ],
+)
+def test_two_ranks_equal_one_process(tmp_path, split, impl, dtype):
+    """Equal batches, uneven ones, and one rank with no samples at all."""
+    torch.manual_seed(0)
+    single = gencore.nn.BatchNorm2d(3, activation="leaky_relu", negative_slope=0.2).to(dtype)
+    with torch.no_grad():
+        single.weight.uniform_(0.5, 2), single.bias.normal_()
+    case = {n: torch.randn(6, 3, 4, 5, dtype=dtype) for n in ("residual", "grad")}
+    case |= {"x": torch.randn(6, 3, 4, 5, dtype=dtype) * 2 + 3, "parts": [(0, split), (split, 6)]}
+    case["state"] = {k: v.clone() for k, v in single.state_dict().items()}
+    ranks = run_ranks(tmp_path, case, impl)
+    x, residual = (case[n].clone().requires_grad_() for n in ("x", "residual"))
+    for _ in range(2):
+        y = single(x, residual)
+    y.backward(case["grad"])
+    wanted = [y.detach(), x.grad, residual.grad, single.weight.grad, single.bias.grad]
+    wanted += [single.eval()(x.detach(), residual.detach()).detach()]
+    close = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    for i in (0, 1, 2, 5):
+        torch.testing.assert_close(torch.cat([ranks[0][i], ranks[1][i]]), wanted[i], **close)
+    for i in (3, 4):  # each rank has the part of its own samples: what is averaged over ranks adds up
+        torch.testing.assert_close(ranks[0][i] + ranks[1][i], wanted[i], rtol=1e-5, atol=1e-5)
+    for rank in ranks:
+        for a, b in zip(rank[6:], single.buffers(), strict=True):
+            torch.testing.assert_close(a, b, **(close if b.is_floating_point() else {}))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_a_joint_batch_of_one_value_is_refused_everywhere(tmp_path):
+    case = {n: torch.randn(1, 3, 1, 1) for n in ("x", "residual", "grad")} | {"parts": [(0, 0), (0, 1)]}
+    case["state"] = gencore.nn.BatchNorm2d(3).state_dict()
+    for message in run_ranks(tmp_path, case, "auto"):
+        assert "expected more than 1 value per channel" in message
+
+
+def test_alone_it_is_batch_norm():
+    torch.manual_seed(0)
+    plain, sync = gencore.nn.BatchNorm2d(3, activation="relu"), gencore.nn.SyncBatchNorm(3, activation="relu")
+    x = torch.randn(4, 3, 5, 5)
+    assert torch.equal(plain(x), sync(x))
+    assert sync.state_dict().keys() == torch.nn.SyncBatchNorm(3).state_dict().keys()
+    with pytest.raises(ValueError, match="expected at least 2D input"):
+        sync(torch.zeros(3))
+
+
+def test_convert():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        gencore.nn.BatchNorm2d(4, activation="silu", momentum=None),
+        nn.ModuleList([nn.BatchNorm1d(2)]),
+    ).eval()
+    before = model.state_dict()
+    weight = model[1].weight
+    converted = gencore.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert converted is model
+    assert type(model[1]) is type(model[2][0]) is gencore.nn.SyncBatchNorm
+    assert model[1].weight is weight
+    assert model[1].activation == "silu"
+    assert model[1].momentum is None
+    assert not model[1].training
+    assert list(model.state_dict()) == list(before)
+    assert isinstance(gencore.nn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm2d(2)), gencore.nn.SyncBatchNorm)
