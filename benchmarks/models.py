@@ -24,13 +24,15 @@ from benchmarks.plain_stylegan2 import FORMULATIONS, plain_stylegan2
 from benchmarks.result import Result, judge, provenance
 from benchmarks.runner import Progress, Settings, compare, using_threads
 from gencore.losses import bernoulli_nll, elbo_loss, logistic_discriminator, non_saturating_generator, r1_penalty
-from gencore.models import DCGAN, StyleGAN2, create_model
+from gencore.models import DCGAN, SNGAN, StyleGAN2, create_model
 from gencore.train import GANTraining, StyleGANTraining, VAETraining
 
 Images = Tensor
 MODES = ("training step", "R1 step", "path length step", "inference")
 #: How many batches the gate looks at before it refuses a model.
 BATCHES = 8
+#: Models that are trained as pairs of a generator and a discriminator on images and noise alone.
+GANS = (DCGAN, SNGAN)
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -64,6 +66,9 @@ MODELS = (
     ModelCase("dcgan_32", 64),
     ModelCase("dcgan_64", 64),
     ModelCase("dcgan_64", 1, modes=("inference",)),
+    ModelCase("sngan_32", 64, modes=("training step",), rounds=5),
+    ModelCase("sagan_128", 8, modes=("inference",), rounds=5),
+    ModelCase("biggan_128", 8, modes=("inference",), rounds=5),
     ModelCase("stylegan2_256", 1, modes=("inference",)),
     ModelCase("stylegan2_256", 4, modes=("inference",), rounds=5),
     # Of every 16 steps all are training steps, four have a path length step too, and one an R1 step.
@@ -166,7 +171,7 @@ def _call(model: Any, images: Images, mode: str, layout: str, *, compiled: bool 
                 return lambda: style_training.path_step(len(images) // style_training.path_shrink)
         return lambda: style_training.adversarial_step(images)
     if mode == "training step":
-        training = GANTraining(model) if isinstance(model, DCGAN) else VAETraining(model)
+        training = GANTraining(model) if isinstance(model, GANS) else VAETraining(model)
         return lambda: training.step(images)
     model.eval()
     latent = model.sample_latent(len(images), generator=torch.Generator().manual_seed(0))
@@ -202,7 +207,9 @@ def generate(model: Any, latent: Tensor) -> Images:
     """Images from latent codes."""
     if isinstance(model, StyleGAN2):
         return model(latent, noise="const")
-    return model(latent) if isinstance(model, DCGAN) else model.decode(latent)
+    if classes := getattr(model.config, "classes", 0):
+        return model(latent, torch.arange(len(latent), device=latent.device) % classes)
+    return model(latent) if isinstance(model, GANS) else model.decode(latent)
 
 
 def _as_written(plain: Any) -> dict[str, Any]:
@@ -262,7 +269,7 @@ def _loss(model: Any, images: Images, latent: Tensor, mode: str) -> Tensor:
             noise = torch.randn(fake.shape, generator=torch.Generator().manual_seed(1)).to(fake)
             (gradient,) = torch.autograd.grad((fake * noise).sum(), styles, create_graph=True)
             return gradient.square().sum()
-    elif isinstance(model, DCGAN):
+    elif isinstance(model, GANS):
         fake = model(latent)
     else:
         logits, kl = model.eval()((images + 1) / 2)  # z at its mean

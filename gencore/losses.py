@@ -8,7 +8,7 @@ discriminator's logits, never its sigmoid, and goes through softplus, so that no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -225,6 +225,41 @@ def path_length_penalty(lengths: Tensor, mean: Tensor, *, decay: float = 0.01) -
     """
     mean = mean.lerp(lengths.detach().mean(), decay)
     return (lengths - mean).square().mean(), mean
+
+
+def orthogonal_penalty(weights: Iterable[Tensor], *, diagonal: bool = False) -> Tensor:
+    r"""sum over the weights of ||W W^T o (1 - I)||_F^2: how far their filters are from being orthogonal.
+
+    The lengths of the filters stay free, as BigGAN wants it; ``diagonal=True`` is the plain form, ||W W^T - I||_F^2,
+    which also wants them to be 1.
+
+    Args:
+        weights: each ``[outputs, ...]``, a filter for each output; vectors (biases, gains) are passed over.
+        diagonal: include the diagonal.
+
+    Returns:
+        A scalar, to be weighted (by 1e-4 in the paper) and added to the loss.
+
+    Raises:
+        ValueError: there is no weight of two or more dimensions.
+
+    Reference:
+        Brock, Lim, Ritchie and Weston, "Neural Photo Editing with Introspective Adversarial Networks", 2017; Brock,
+        Donahue and Simonyan, "Large Scale GAN Training for High Fidelity Natural Image Synthesis", 2019, equations 2
+        and 3.
+    """
+    total: Tensor | None = None
+    for weight in weights:
+        if weight.dim() < 2:
+            continue
+        matrix = weight.flatten(1)
+        gram = matrix @ matrix.mT
+        identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        penalty = (gram - identity if diagonal else gram * (1 - identity)).square().sum()
+        total = penalty if total is None else total + penalty
+    if total is None:
+        raise ValueError("orthogonal_penalty: there is no weight of two or more dimensions")
+    return total
 
 
 @dataclass(frozen=True)

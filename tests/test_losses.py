@@ -175,3 +175,22 @@ def test_bad_arguments():
         losses.elbo_loss(torch.zeros(2), torch.tensor(0.0))
     with pytest.raises(ValueError, match="got 'saturating'"):
         losses.gan_loss("saturating")
+
+
+def test_orthogonal_penalty():
+    weight = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    rows = weight.detach().flatten(1)
+    products = torch.tensor([[float(a @ b) for b in rows] for a in rows], dtype=torch.float64)
+    off = products - products.diag().diag()
+    free = losses.orthogonal_penalty([weight, torch.randn(4)])
+    torch.testing.assert_close(free, off.square().sum())
+    plain = losses.orthogonal_penalty([weight], diagonal=True)
+    torch.testing.assert_close(plain, off.square().sum() + (products.diag() - 1).square().sum())
+    # The gradient that the paper's code adds to the weights' directly: 4 (W W^T o (1 - I)) W.
+    (gradient,) = torch.autograd.grad(free, weight)
+    torch.testing.assert_close(gradient.flatten(1), 4 * off @ rows)
+    torch.testing.assert_close(losses.orthogonal_penalty([weight, weight]), 2 * free)
+    assert losses.orthogonal_penalty([2 * torch.eye(3)]) == 0
+    assert losses.orthogonal_penalty([2 * torch.eye(3)], diagonal=True) == 27
+    with pytest.raises(ValueError, match="no weight of two or more dimensions"):
+        losses.orthogonal_penalty([torch.randn(4)])

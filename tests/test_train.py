@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 import gencore
+from gencore import losses
 from gencore.train import GANTraining, VAETraining, fit, load_checkpoint, save_checkpoint
 
 QUIET = Console(file=io.StringIO())
@@ -160,3 +161,37 @@ def test_refuses():
         next(training.model.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss, reconstruction, kl is not finite at step 0"):
         fit(training, images(), steps=1, batch_size=16, console=QUIET)
+
+
+def test_generator_moves_every_third_step():
+    training = gan_training(generator_every=3)
+    weight, moved = training.model.generator.to_image.weight, []
+    for _ in range(6):
+        before = weight.detach().clone()
+        training.step(images()[:8])
+        moved.append(not torch.equal(before, weight))
+    assert moved == [False, False, True, False, False, True]
+    with pytest.raises(ValueError, match="generator_every must be at least 1, got 0"):
+        gan_training(generator_every=0)
+
+
+def test_conditional_training_regularises_the_generator():
+    """BigGAN's recipe; with a great weight, the orthogonal penalty is all that the generator's step sees."""
+    torch.manual_seed(0)
+    model = gencore.create_model("biggan_32", width=2, channels=1, classes=3)
+    with torch.no_grad():
+        model.generator.linear.parametrizations.weight.original.mul_(3).add_(0.1)
+    options = {"loss": "hinge", "betas": (0.0, 0.999), "learning_rate": 1e-3, "learning_rate_d": 4e-3}
+    training = GANTraining(model, **options, orthogonal=1e4)
+    assert [g["lr"] for g in training.optimizer_d.param_groups] == [4e-3]
+
+    def penalty():
+        return losses.orthogonal_penalty([model.generator.linear.parametrizations.weight.original]).item()
+
+    before = penalty()
+    for _ in range(5):
+        metrics = training.step(images()[:6], torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert penalty() < before
+    assert all(abs(v) < float("inf") for v in metrics.values())
+    z, y = model.sample_latent(2), torch.tensor([0, 2])
+    assert training.sample(z, y).shape == (2, 1, 32, 32)

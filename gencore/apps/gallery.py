@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gencore.apps import style_gallery
+from gencore.apps import sngan_gallery, style_gallery
 from gencore.optional import require
 
 Painter = Callable[..., list[Path]]
@@ -15,6 +15,7 @@ Painter = Callable[..., list[Path]]
 GALLERIES: dict[str, Painter] = {
     "progan": style_gallery.progan,
     "stylegan2": style_gallery.stylegan2,
+    "sngan": sngan_gallery.sngan,
 }
 
 

@@ -5,81 +5,110 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gencore.losses import gan_loss
-from gencore.models.dcgan import DCGAN
+from gencore.losses import gan_loss, orthogonal_penalty
 
 
 class GANTraining:
     """Alternating Adam: one step of the discriminator, then one of the generator, on the same noise.
 
     Args:
-        model: a GAN; it is trained in place.
+        model: a GAN such as :class:`~gencore.models.DCGAN` or :class:`~gencore.models.BigGAN`: ``generator``,
+            ``discriminator``, ``sample_latent`` and, where it knows classes, ``sample_classes``. Trained in place.
         loss: a key of :data:`gencore.losses.GAN_LOSSES`.
         learning_rate: of both networks (the paper's 2e-4).
-        betas: Adam's (the paper's 0.5, and 0.999).
+        learning_rate_d: of the discriminator, where it differs (SAGAN: 1e-4 and 4e-4).
+        betas: Adam's (DCGAN: 0.5 and 0.999; SNGAN and SAGAN: 0 and 0.9).
+        generator_every: the generator takes a step once in so many (SNGAN: 5), the discriminator in each.
+        orthogonal: weight of the generator's :func:`~gencore.losses.orthogonal_penalty` (BigGAN: 1e-4).
         ema: decay of the running average of the generator's weights that samples are drawn from.
         seed: of the noise.
     """
 
     def __init__(
         self,
-        model: DCGAN,
+        model: Any,
         *,
         loss: str = "non_saturating",
         learning_rate: float = 2e-4,
+        learning_rate_d: float | None = None,
         betas: tuple[float, float] = (0.5, 0.999),
+        generator_every: int = 1,
+        orthogonal: float = 0.0,
         ema: float = 0.999,
         seed: int = 0,
     ) -> None:
+        if generator_every < 1:
+            raise ValueError(f"GANTraining: generator_every must be at least 1, got {generator_every}")
         self.model = model
+        self.generator_every, self.orthogonal = generator_every, orthogonal
         self.loss = gan_loss(loss)
         self.optimizer_g = torch.optim.Adam(model.generator.parameters(), lr=learning_rate, betas=betas)
-        self.optimizer_d = torch.optim.Adam(model.discriminator.parameters(), lr=learning_rate, betas=betas)
+        rate_d = learning_rate if learning_rate_d is None else learning_rate_d
+        self.optimizer_d = torch.optim.Adam(model.discriminator.parameters(), lr=rate_d, betas=betas)
         self.averaged = AveragedModel(model.generator, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         self.history: list[dict[str, float]] = []
+        self._steps, self._loss_g = 0, 0.0
 
-    def step(self, images: Tensor) -> dict[str, float]:
-        """One update of both networks on ``images`` ``[N, C, H, W]`` in [-1, 1].
+    def step(self, images: Tensor, classes: Tensor | None = None) -> dict[str, float]:
+        """One update of both networks on ``images`` ``[N, C, H, W]`` in [-1, 1], of these ``classes`` ``[N]``.
 
         Returns:
-            Both losses, the discriminator's accuracy on this batch before the update, and the standard deviation over
-            the batch of the generated pixels (near 0: the generator has collapsed).
+            Both losses (the generator's of its latest step), the discriminator's accuracy on this batch before the
+            update, and the standard deviation over the batch of the generated pixels (near 0: the generator has
+            collapsed).
         """
         self.model.train()
         discriminator = self.model.discriminator
-        fake = self.model(self.model.sample_latent(len(images), generator=self.generator))
+        self._steps += 1
+        moves = self._steps % self.generator_every == 0
+        fake_classes: tuple[Tensor, ...] = ()
+        if classes is not None:
+            fake_classes = (self.model.sample_classes(len(images), generator=self.generator),)
+        with torch.set_grad_enabled(moves):
+            latent = self.model.sample_latent(len(images), generator=self.generator)
+            fake = self.model(latent, *fake_classes)
 
         # Real and fake go through in batches of their own, so that batch norm's statistics do not mix.
-        real_logits, fake_logits = discriminator(images), discriminator(fake.detach())
+        real_classes = () if classes is None else (classes,)
+        real_logits = discriminator(images, *real_classes)
+        fake_logits = discriminator(fake.detach(), *fake_classes)
         loss_d = self.loss.discriminator(real_logits, fake_logits)
         self.optimizer_d.zero_grad(set_to_none=True)
         loss_d.backward()
         self.optimizer_d.step()
 
-        discriminator.requires_grad_(False)  # the generator's step needs no gradient of the discriminator's weights
-        loss_g = self.loss.generator(discriminator(fake))
-        self.optimizer_g.zero_grad(set_to_none=True)
-        loss_g.backward()
-        self.optimizer_g.step()
-        discriminator.requires_grad_(True)
-        self.averaged.update_parameters(self.model.generator)
-
         accuracy = ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2
+        if moves:
+            self._loss_g = self._generator_step(fake, fake_classes)
         return {
             "loss_d": loss_d.item(),
-            "loss_g": loss_g.item(),
+            "loss_g": self._loss_g,
             "accuracy_d": accuracy.item(),
             "diversity": fake.detach().std(0).mean().item(),
         }
 
+    def _generator_step(self, fake: Tensor, classes: tuple[Tensor, ...]) -> float:
+        discriminator = self.model.discriminator
+        discriminator.requires_grad_(False)  # the generator's step needs no gradient of the discriminator's weights
+        loss = self.loss.generator(discriminator(fake, *classes))
+        total = loss
+        if self.orthogonal:
+            total = loss + self.orthogonal * orthogonal_penalty(_convolutions(self.model.generator))
+        self.optimizer_g.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer_g.step()
+        discriminator.requires_grad_(True)
+        self.averaged.update_parameters(self.model.generator)
+        return loss.item()
+
     @torch.no_grad()
-    def sample(self, z: Tensor) -> Tensor:
+    def sample(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
         """Images ``[N, C, H, W]`` in [-1, 1] from the averaged generator in evaluation mode."""
-        return self.averaged.eval()(z)
+        return self.averaged.eval()(z, *(() if classes is None else (classes,)))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -89,6 +118,8 @@ class GANTraining:
             "optimizer_d": self.optimizer_d.state_dict(),
             "generator": self.generator.get_state(),
             "history": self.history,
+            "steps": self._steps,
+            "loss_g": self._loss_g,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -98,3 +129,14 @@ class GANTraining:
         self.optimizer_d.load_state_dict(state["optimizer_d"])
         self.generator.set_state(state["generator"])
         self.history = list(state["history"])
+        self._steps, self._loss_g = state["steps"], state["loss_g"]
+
+
+def _convolutions(network: nn.Module) -> list[Tensor]:
+    """The weights that BigGAN regularises: all but embeddings; before spectral norm where there is one."""
+    weights: list[Any] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            known: Any = getattr(module, "parametrizations", None)
+            weights.append(module.weight if known is None else known.weight.original)
+    return weights
