@@ -148,7 +148,7 @@ def _run_case(case: ModelCase, mode: str, settings: Settings) -> Iterator[Result
     if settings.compiled:
         for how, model in written.items():
             peers[f"compile{how}, channels_last"] = _call(model, images, mode, "channels_last", compiled=True)
-        peers |= _engines(plain, images, mode)
+        peers |= _engines(list(written.values())[-1], images, mode)
     if case.rounds is not None:
         settings = replace(settings, rounds=min(case.rounds, settings.rounds))
     for row in compare(base, ours, peers, cost, settings):
@@ -254,7 +254,9 @@ def _values(model: Any, images: Images, latent: Tensor, mode: str) -> dict[str, 
         return _samples(model, latent)
     names, weights = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(_loss(model, images, latent, mode), weights, allow_unused=True)
-    return {f"gradient of {n}": g for n, g in zip(names, gradients, strict=True) if g is not None}
+    # No path leads from R1 to a bias under a LeakyReLU: PyTorch may walk it all the same, and get zeros.
+    found = [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True)]
+    return {f"gradient of {n}": g for n, g in zip(names, found, strict=True)}
 
 
 def _loss(model: Any, images: Images, latent: Tensor, mode: str) -> Tensor:

@@ -61,7 +61,7 @@ def stylegan2(out: Path, *, seconds: float, steps: int | None, console: Any) -> 
     """Samples, truncation, style mixing, the noise ablation, and the faces nearest to the samples."""
     torch.manual_seed(0)
     model = create_model("stylegan2_32", **SMALL, style=64, mapping_layers=4)
-    training = StyleGANTraining(model, gamma=0.1)
+    training = StyleGANTraining(model, gamma=0.3)
     faces = _faces()
     with _caching():
         _train(training, faces, steps or 10**9, seconds, "StyleGAN2", console)
