@@ -6,8 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as TF
 
+from gencore import UnsupportedImplementation, explain, nn
 from gencore import functional as F
-from gencore import nn
+from gencore.extension import EXTENSION
+from tests.accuracy import error
+from tests.opspec import HALF
+
+kernels = pytest.mark.skipif(not EXTENSION.loaded, reason="needs the C++ extension")
 
 
 def test_setup_filter() -> None:
@@ -113,3 +118,62 @@ def test_small_layers() -> None:
         )
         with pytest.raises(ValueError, match=f"{layer.__name__}: activation must be one of linear, relu"):
             layer(*arguments, activation="gulu")
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("activation", ["lrelu", "linear"])
+def test_fused_up_sampling_is_the_reference(dtype: torch.dtype, channels_last: bool, activation: str) -> None:
+    """Without gradients the filter's pass ends in the epilogue: wide and narrow, noise shared or not."""
+    torch.manual_seed(0)
+    f = F.setup_filter([1, 3, 3, 1])
+    for channels, out, clamp in ((5, 37, None), (48, 16, 0.9)):
+        x, weight = torch.randn(2, channels, 7, 17), torch.randn(out, channels, 3, 3)
+        style, noise, bias = torch.rand(2, channels) + 0.5, torch.randn(2, 1, 14, 34), torch.randn(out)
+        for one in (noise, noise[:1], noise[0, 0], None):
+            given = [None if t is None else t.to(dtype) for t in (x, weight, style, one, bias)]
+            if channels_last:
+                given[0] = given[0].contiguous(memory_format=torch.channels_last)
+            exact = [None if t is None else t.double() for t in given]
+            results = []
+            for values, impl in ((given, "cpu"), (exact, "reference")):
+                options = {"up": 2, "padding": 1, "resample_filter": f, "flip_weight": False, "impl": impl}
+                options |= {"noise": values[3], "bias": values[4], "activation": activation, "clamp": clamp}
+                results.append(F.modulated_conv2d(*values[:3], **options))
+            # A 16-bit image is rounded after each of three steps; in float64 the oracle errs as much as what it judges.
+            allowed = 4 if dtype in HALF else 64 if dtype == torch.float64 else 16
+            assert error(*results) < allowed * torch.finfo(dtype).eps
+            assert results[0].is_contiguous() is not channels_last
+
+
+@kernels
+@pytest.mark.parametrize("up", [1, 2, 3])
+@pytest.mark.parametrize("down", [1, 2])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 3)])
+@pytest.mark.parametrize("flip_weight", [True, False])
+def test_resampled_convolutions_are_their_three_steps(
+    up: int, down: int, kernel: tuple[int, int], flip_weight: bool
+) -> None:
+    torch.manual_seed(0)
+    for groups, padding in ((1, 1), (2, [0, 2, 1, 0]), (1, [2, -1, -1, 3])):
+        x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+        weight = torch.randn(6, 4 // groups, *kernel, dtype=torch.float64)
+        for f in (None, F.setup_filter([1, 3, 3, 1]), torch.randn(3, 2)):
+            arguments = (x, weight, f, up, down, padding, groups, flip_weight)
+            wanted = F.conv2d_resample(*arguments, flip_filter=True, impl="reference")
+            torch.testing.assert_close(F.conv2d_resample(*arguments, flip_filter=True, impl="cpu"), wanted)
+
+
+@kernels
+def test_a_filter_with_a_gradient_is_the_references() -> None:
+    x, f = torch.randn(1, 2, 5, 5), torch.randn(2, 2, requires_grad=True)
+    assert explain("upfirdn2d", x, f).chosen == "reference"
+    (grad,) = torch.autograd.grad(F.upfirdn2d(x, f).sum(), f)
+    assert grad.abs().sum() > 0
+    with pytest.raises(UnsupportedImplementation, match="only the reference has a gradient of the filter"):
+        F.upfirdn2d(x, f, impl="cpu")
+    weight, style = torch.randn(3, 2, 3, 3), torch.ones(1, 2)
+    assert explain("modulated_conv2d", x, weight, style, up=2, resample_filter=f).chosen == "reference"
+    assert explain("conv2d_resample", x, weight, f).chosen == "reference"
+    assert explain("conv2d_resample", x, weight.requires_grad_()).chosen == "cpu"
