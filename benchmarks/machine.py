@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     """Processor, cores, instruction set, memory, operating system; and the GPU, where that is what is timed."""
     facts = gencore.env().facts
     machine: dict[str, Any] = {
-        "processor": facts["processor"],
+        "processor": facts["processor"] + _generation(),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "instruction_set": EXTENSION.isa or "extension not loaded",
@@ -145,8 +146,18 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     return machine
 
 
+def _generation() -> str:
+    """`` family 26 model 2``: virtual machines often name no more than the maker's brand."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    found = re.search(r"cpu family\s*:\s*(\d+)\s+model\s*:\s*(\d+)", text)
+    return f" family {found[1]} model {found[2]}" if found else ""
+
+
 def slug(machine: dict[str, Any]) -> str:
-    """The machine's name as a file name: ``amd-epyc-2-cores-avx512``."""
+    """The machine's name as a file name: ``amd-epyc-family-26-model-2-2-cores-avx512``."""
     words = machine.get("gpu") or f"{machine['processor']} {machine['cores']} cores {machine['instruction_set']}"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
