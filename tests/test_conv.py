@@ -358,15 +358,34 @@ def test_bad_sizes():
 
 
 def test_explains_itself():
+    """What `auto` chooses, by class of shape; nothing is computed."""
+    like = torch.empty(1)
+    images = like.expand(64, 64, 32, 32)
     for name in NAMES:
         dims = int(name[-2])
-        answer = explain(name, torch.ones(1, 64, *[8] * dims), torch.ones(64, 64, *[3] * dims))
-        assert answer.chosen == "cpu"
-    x, weight = torch.ones(1, 64, 8, 8), torch.ones(64, 1, 3, 3)
-    assert explain("conv2d", x, weight, groups=64).chosen == "reference"
-    assert explain("conv2d", x, weight, None, 1, 0, 1, 64).chosen == "reference"
-    assert explain("conv_transpose2d", x, weight, groups=64).chosen == "reference"
-    assert explain("linear", torch.ones(2, 2), torch.ones(2, 2)).chosen == "reference"
+        answer = explain(
+            name, like.expand(64, 64, *[(4096, 64, 16)[dims - 1]] * dims), like.expand(64, 64, *[3] * dims)
+        )
+        assert answer.chosen == "cpu", answer
+
+    def chosen(name, x, weight, *args, **options):
+        return explain(name, x, weight, *args, **options).chosen
+
+    assert chosen("conv2d", images, like.expand(64, 1, 3, 3), groups=64) == "reference"
+    assert chosen("conv2d", images, like.expand(64, 32, 3, 3), None, 1, 0, 1, 2) == "reference"
+    assert chosen("conv_transpose2d", images, like.expand(64, 1, 3, 3), groups=64) == "reference"
+    assert chosen("conv_transpose2d", images, like.expand(64, 32, 4, 4), groups=2, stride=2) == "cpu"
+    assert chosen("conv_transpose2d", images, like.expand(64, 3, 4, 4), stride=2) == "cpu"
+    assert chosen("conv2d", images[:1, :, :8, :8], like.expand(64, 64, 3, 3)) == "reference"
+    assert chosen("conv2d", images[:, :8], like.expand(64, 8, 3, 3)) == "reference"
+    assert chosen("conv2d", images[:, :3], like.expand(64, 3, 4, 4)) == "reference"
+    recorded = torch.empty(64, 3, 4, 4, requires_grad=True)
+    assert chosen("conv2d", images[:, :3], recorded) == "cpu"
+    last = torch.empty(64, 64, 32, 32).contiguous(memory_format=torch.channels_last)
+    assert chosen("conv2d", last, like.expand(64, 64, 1, 1)) == "reference"
+    assert chosen("conv2d", torch.empty(64, 64, 32, 32), like.expand(64, 64, 1, 1)) == "cpu"
+    assert chosen("linear", like.expand(2, 2), like.expand(2, 2)) == "reference"
+    assert chosen("linear", like.expand(1024, 1024), like.expand(1024, 1024)) == "cpu"
 
 
 # --- scale, autocast, gradients of zero ------------------------------------------------------------------------------

@@ -33,39 +33,37 @@ void outer_product(const T* const* rows, int64_t offset, int64_t pixels, const t
                    typename Tile<T>::Sum* sums) {
   using V = typename Tile<T>::V;
   constexpr int lanes = Tile<T>::lanes, width = NV * lanes;
-  V sum[MR][NV], total[MR][NV];
+  V total[MR][NV];
+  for (int64_t first = 0; first < pixels; first += kRunPixels) {
+    V sum[MR][NV];
 #pragma GCC unroll 12
-  for (int i = 0; i < MR; i++)
+    for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) sum[i][j] = V{};
-  for (int64_t p = 0; p < pixels; p++) {
-    if (p % kRunPixels == 0 && p > 0) {
+      for (int j = 0; j < NV; j++) sum[i][j] = V{};
+    const int64_t end = smaller(pixels, first + kRunPixels);
+    for (int64_t p = first; p < end; p++) {
+      const T* a = rows[p] + offset;
+      V b[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) b[j] = load_vector<V>(panel + p * width + j * lanes);
 #pragma GCC unroll 12
-      for (int i = 0; i < MR; i++)
+      for (int i = 0; i < MR; i++) {
+        const V value = splat<V>(to_sum(a[i]));
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; j++) {
-          total[i][j] = p > kRunPixels ? total[i][j] + sum[i][j] : sum[i][j];
-          sum[i][j] = V{};
-        }
+        for (int j = 0; j < NV; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
+      }
     }
-    const T* a = rows[p] + offset;
-    V b[NV];
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) b[j] = load_vector<V>(panel + p * width + j * lanes);
 #pragma GCC unroll 12
-    for (int i = 0; i < MR; i++) {
-      const V value = splat<V>(to_sum(a[i]));
+    for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
-    }
+      for (int j = 0; j < NV; j++) total[i][j] = first ? total[i][j] + sum[i][j] : sum[i][j];
   }
 #pragma GCC unroll 12
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
       auto* to = sums + i * width + j * lanes;
-      const V whole = pixels > kRunPixels ? total[i][j] + sum[i][j] : sum[i][j];
-      store_vector(to, load_vector<V>(to) + whole);
+      store_vector(to, load_vector<V>(to) + total[i][j]);
     }
 }
 

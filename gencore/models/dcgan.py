@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gencore.models.registry import register_model
+from gencore.nn.block import conv_norm_act
 from gencore.nn.layers import Layers, get_layers
 
 
@@ -64,7 +65,7 @@ class Up(nn.Module):
         self.norm = layers.BatchNorm2d(out_channels, activation="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        return conv_norm_act(self.conv, self.norm, x)
 
 
 class Down(nn.Module):
@@ -76,7 +77,7 @@ class Down(nn.Module):
         self.norm = layers.BatchNorm2d(out_channels, activation="leaky_relu", negative_slope=slope)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        return conv_norm_act(self.conv, self.norm, x)
 
 
 class Generator(nn.Module):

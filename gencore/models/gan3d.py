@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gencore.models.registry import register_model
+from gencore.nn.block import conv_norm_act
 from gencore.nn.layers import Layers, get_layers
 
 
@@ -57,7 +58,7 @@ class Up(nn.Module):
         self.norm = layers.BatchNorm3d(out_channels, activation="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        return conv_norm_act(self.conv, self.norm, x)
 
 
 class Down(nn.Module):
@@ -69,7 +70,7 @@ class Down(nn.Module):
         self.norm = layers.BatchNorm3d(out_channels, activation="leaky_relu", negative_slope=slope)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        return conv_norm_act(self.conv, self.norm, x)
 
 
 class Generator(nn.Module):

@@ -2,6 +2,7 @@
 
 from gencore.nn.attention import SelfAttention2d
 from gencore.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from gencore.nn.block import ConvNormAct
 from gencore.nn.conditional import AdaIN, ConditionalBatchNorm2d
 from gencore.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear
 from gencore.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -28,6 +29,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvNormAct",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",

@@ -53,9 +53,13 @@ class _Fused(torch.nn.Module):
 
 class _Conv(_Fused):
     dims: int
+    bias: Tensor | None
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """``activation(conv(input) + bias + residual)``."""
+        return self._run(input, self.bias, residual=residual, **self._epilogue())
+
+    def _run(self, input: Tensor, bias: Tensor | None, **epilogue: Any) -> Tensor:
         layer: Any = self
         padding = layer.padding
         if layer.padding_mode != "zeros":
@@ -65,13 +69,12 @@ class _Conv(_Fused):
         return function(
             input,
             layer.weight,
-            layer.bias,
+            bias,
             layer.stride,
             padding,
             layer.dilation,
             layer.groups,
-            residual=residual,
-            **self._epilogue(),
+            **epilogue,
         )
 
 
@@ -103,11 +106,17 @@ class Conv3d(_Conv, torch.nn.Conv3d):
 
 class _ConvTranspose(_Fused):
     dims: int
+    bias: Tensor | None
 
     def forward(
         self, input: Tensor, output_size: Sequence[int] | None = None, residual: Tensor | None = None
     ) -> Tensor:
         """``activation(conv_transpose(input) + bias + residual)``, of ``output_size`` where that is given."""
+        return self._run(input, self.bias, output_size, residual=residual, **self._epilogue())
+
+    def _run(
+        self, input: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None, **epilogue: Any
+    ) -> Tensor:
         layer: Any = self
         if layer.padding_mode != "zeros":
             raise ValueError(f"{type(self).__name__}: only padding_mode='zeros' is supported")
@@ -118,14 +127,13 @@ class _ConvTranspose(_Fused):
         return function(
             input,
             layer.weight,
-            layer.bias,
+            bias,
             layer.stride,
             layer.padding,
             output_padding,
             layer.groups,
             layer.dilation,
-            residual=residual,
-            **self._epilogue(),
+            **epilogue,
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_ref
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
-from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
+from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING, is_channels_last
 from gencore.reference.activation import activate
 
 Size = int | Sequence[int]
@@ -445,16 +447,43 @@ def _cpu_refusal(input: Tensor, *args: object, **kwargs: object) -> Reason:
     return cpu_refusal(input)
 
 
-# Below this most lanes of a vector stand idle: depthwise and finely grouped convolutions.
-_FEW_CHANNELS = 16
+# Where PyTorch was measured to be faster, in the same memory format, on two cores with AVX-512 (docs/ops/conv.md).
+_FEW_CHANNELS = 32  # in a group: most lanes of a vector stand idle
+_FEW_CHANNELS_TRANSPOSED = 16
+_IMAGE_CHANNELS = 4  # that many output channels have a kernel of their own; that many input channels pay in training
+_FEW_PRODUCTS = 1 << 25  # a call of ours takes some 50 us more
+_FEW_PRODUCTS_TRANSPOSED = 1 << 23
+_FEW_PRODUCTS_TO_IMAGES = 1 << 20
 
 
-def _cpu_slower(input: Tensor, weight: Tensor, *args: object, **kwargs: object) -> Reason:
-    groups = kwargs.get("groups", args[4] if len(args) > 4 else 1)  # in the same place in all six functions
-    if not isinstance(groups, int) or groups <= 1:
-        return None
+def _cpu_slower(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Reason:
+    # Stride and groups are in the same place in all three functions.
+    stride = kwargs.get("stride", args[1] if len(args) > 1 else 1)
+    groups = kwargs.get("groups", args[4] if len(args) > 4 else 1)
+    dims = weight.dim() - 2
+    pixels = input.numel() // max(1, input.shape[-dims - 1]) // prod(expand("", "stride", stride, dims, 1))
+    if pixels * weight.numel() < _FEW_PRODUCTS:
+        return f"{pixels * weight.numel()} products are too few to be worth the call"
+    if groups > 1:
+        return "PyTorch's grouped convolution is faster"
+    recorded = torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad)
+    if min(weight.shape[:2]) < _FEW_CHANNELS and not (weight.shape[1] <= _IMAGE_CHANNELS and recorded):
+        return f"{min(weight.shape[:2])} channels leave vectors idle"
+    if weight.shape[2:].numel() == 1 and is_channels_last(input):
+        return "PyTorch's product of matrices is faster where channels_last needs no copy"
+    return None
+
+
+def _cpu_slower_transposed(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Reason:
+    groups = kwargs.get("groups", args[4] if len(args) > 4 else 1)
+    products = input.numel() // max(1, input.shape[1 - weight.dim()]) * weight.numel()
+    to_image = groups == 1 and weight.shape[1] <= _IMAGE_CHANNELS
+    if products < (_FEW_PRODUCTS_TO_IMAGES if to_image else _FEW_PRODUCTS_TRANSPOSED):
+        return f"{products} products are too few to be worth the call"
     fewest = min(weight.shape[0] // groups, weight.shape[1])
-    return f"{fewest} channels a group leave vectors idle" if fewest < _FEW_CHANNELS else None
+    if fewest < _FEW_CHANNELS_TRANSPOSED and not to_image:
+        return f"{fewest} channels a group leave vectors idle"
+    return None
 
 
 def _triton_refusal(input: Tensor, *args: object, **kwargs: object) -> Reason:
@@ -467,6 +496,7 @@ def _triton_slower(input: Tensor, *args: object, **kwargs: object) -> Reason:
 
 TRITON = Implementation(_triton_refusal, _triton_slower)
 OPS = {
-    name: Op(name, {"triton": TRITON, "cpu": Implementation(_cpu_refusal, _cpu_slower)})
-    for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+    f"{kind}{dims}d": Op(f"{kind}{dims}d", {"triton": TRITON, "cpu": Implementation(_cpu_refusal, slower)})
+    for kind, slower in (("conv", _cpu_slower), ("conv_transpose", _cpu_slower_transposed))
+    for dims in (1, 2, 3)
 }

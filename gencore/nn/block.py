@@ -1,0 +1,67 @@
+"""Convolution, batch normalisation and activation as one layer; in evaluation, as one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gencore.nn.batchnorm import _BatchNormAct
+from gencore.nn.conv import _Conv, _ConvTranspose
+from gencore.ops._checks import compute_dtype
+
+
+class ConvNormAct(nn.Sequential):
+    """A convolution and the batch norm (with its activation) that follows it.
+
+    The ``state_dict`` is that of the three ``torch.nn`` modules in ``nn.Sequential(conv, norm, activation)``. In
+    evaluation mode, while no gradients are recorded, the norm is folded into the convolution's epilogue: the layer then
+    reads its input and writes its result, and nothing in between. The weight itself stays as it is, and packed.
+
+    Args:
+        conv: a convolution or transposed convolution of :mod:`gencore.nn`.
+        norm: a batch norm of :mod:`gencore.nn`, with ``activation=``.
+
+    Example:
+        ``ConvNormAct(Conv2d(64, 128, 4, 2, 1, bias=False), BatchNorm2d(128, activation="relu"))``
+    """
+
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__(conv, norm)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``activation(norm(conv(input)) + residual)``."""
+        return conv_norm_act(self[0], self[1], input, residual)
+
+
+def conv_norm_act(conv: Any, norm: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """``norm(conv(input))`` for layers that stand in a module of their own; folded where :class:`ConvNormAct` folds.
+
+    Layers of ``torch.nn`` are called one after the other.
+    """
+    if not _folds(conv, norm):
+        y = conv(input)
+        return norm(y) if residual is None else norm(y, residual)
+    dtype = compute_dtype(input.dtype)
+    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    shift = -mean * scale if norm.bias is None else norm.bias - mean * scale
+    shift, scale = shift.to(input.dtype), scale.to(input.dtype)
+    epilogue = {"activation": norm.activation or "identity", "negative_slope": norm.negative_slope, "impl": conv.impl}
+    return conv._run(input, shift, scale=scale, residual=residual, **epilogue)
+
+
+def _folds(conv: Any, norm: Any) -> bool:
+    """On a GPU, and for groups, the convolution is PyTorch's, and the batch norm's one pass is the better one."""
+    return bool(
+        isinstance(conv, _Conv | _ConvTranspose)
+        and isinstance(norm, _BatchNormAct)
+        and conv.activation in (None, "identity")
+        and not norm.training
+        and norm.running_mean is not None
+        and not torch.is_grad_enabled()
+        and conv.weight.device.type == "cpu"
+        and conv.groups == 1
+    )
