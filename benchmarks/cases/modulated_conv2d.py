@@ -34,7 +34,7 @@ class ModulatedConv2d(Case):
         _convolution("convolution 8x512x16x16", 8, 512, 16, quick=True),
         _convolution("convolution 4x256x64x64", 4, 256, 64),
         _convolution("convolution 4x128x128x128", 4, 128, 128),
-        _layer("layer, up 2, 8x512x8x8", 8, 512, 8, 2, "lrelu", quick=True),
+        _layer("layer, up 2, 8x512x8x8", 8, 512, 8, 2, "lrelu"),
         _layer("layer, up 2, 4x256x32x32", 4, 256, 32, 2, "lrelu"),
         _layer("layer, up 2, 4x128x64x64", 4, 128, 64, 2, "lrelu"),
         _layer("layer, up 2, swish, 4x256x32x32", 4, 256, 32, 2, "swish"),

@@ -43,7 +43,7 @@ class SpectralNormList(Case):
     differentiable = ()
     modes = ("forward",)
     problems = (
-        Problem("small network", quick=True),
+        Problem("small network"),
         Problem("SNGAN-32 discriminator", quick=True),
         Problem("SNGAN-128 discriminator"),
         Problem("BigGAN-128 discriminator"),

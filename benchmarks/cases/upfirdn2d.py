@@ -23,12 +23,10 @@ class Upfirdn2d(Case):
         Problem(
             "down 2, 8x128x128x128",
             {"shape": (8, 128, 128, 128), "down": 2, "padding": (1, 1, 1, 1)},
-            quick=True,
         ),
         Problem(
             "filter, 8x128x128x128",
             {"shape": (8, 128, 128, 128), "padding": (2, 1, 2, 1)},
-            quick=True,
         ),
     )
 
