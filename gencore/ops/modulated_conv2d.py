@@ -312,12 +312,17 @@ def _input_gain(where: str, value: Tensor | float | None, x: Tensor) -> Tensor |
     check_floating(where, "input_gain", value)
     check_device(where, "input_gain", value, "x", x)
     n, channels = x.shape[:2]
-    if tuple(value.shape) not in ((), (channels,), (n, channels), (1, channels)):
+    if not any(_equal(value.shape, shape) for shape in ((), (channels,), (n, channels), (1, channels))):
         raise RuntimeError(
             f"{where}: input_gain must be a number or have shape [{channels}] or [{n}, {channels}], got "
             f"{tuple(value.shape)}"
         )
     return value.to(x.dtype).expand(1, channels) if value.dim() < 2 else value.to(x.dtype)
+
+
+def _equal(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Size by size: while torch.compile traces, tuples that hold symbols are not found by ``in``."""
+    return len(shape) == len(wanted) and all(a == b for a, b in zip(shape, wanted, strict=True))
 
 
 def _noise(
@@ -330,7 +335,7 @@ def _noise(
         return None
     check_floating(where, "noise", noise)
     check_device(where, "noise", noise, "x", x)
-    if tuple(noise.shape) not in ((x.shape[0], 1, *size), (1, 1, *size), size):
+    if not any(_equal(noise.shape, shape) for shape in ((x.shape[0], 1, *size), (1, 1, *size), size)):
         raise RuntimeError(
             f"{where}: noise must have shape [{x.shape[0]}, 1, {size[0]}, {size[1]}], [1, 1, {size[0]}, {size[1]}] or "
             f"[{size[0]}, {size[1]}], got {tuple(noise.shape)}"

@@ -240,11 +240,17 @@ def _triton(name: str) -> Any:
     return call
 
 
+def _first(weights: Tensor | list[Tensor]) -> Tensor:
+    """What decides for a list decides by its first tensor: the others have the same device and dtype."""
+    return weights if isinstance(weights, Tensor) else weights[0]
+
+
 _IMPLEMENTATIONS = {
     "triton": Implementation(
-        lambda weight, *args, **kwargs: triton_refusal(weight), lambda weight, *args, **kwargs: triton_slower(weight)
+        lambda weights, *args, **kwargs: triton_refusal(_first(weights)),
+        lambda weights, *args, **kwargs: triton_slower(_first(weights)),
     ),
-    "cpu": Implementation(lambda weight, *args, **kwargs: cpu_refusal(weight)),
+    "cpu": Implementation(lambda weights, *args, **kwargs: cpu_refusal(_first(weights))),
 }
 OP = Op("spectral_norm", _IMPLEMENTATIONS)
 LIST_OP = Op("spectral_norm_list", _IMPLEMENTATIONS)

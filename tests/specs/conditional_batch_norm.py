@@ -64,7 +64,7 @@ def shapes(draw: st.DrawFn) -> Sample:
     image = st.lists(st.integers(1, 9), min_size=0, max_size=3).map(tuple)
     return make(
         "drawn",
-        draw(st.integers(2, 6)),
+        draw(st.integers(3, 6)),  # of two values a channel the gradient is nothing but rounding
         draw(st.integers(1, 19)),
         *draw(image),
         seed=draw(st.integers(0, 999)),

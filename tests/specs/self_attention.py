@@ -54,7 +54,8 @@ def shapes(draw: st.DrawFn) -> Sample:
         d=draw(st.integers(1, 40)),
         dv=draw(st.integers(1, 70)),
         seed=draw(st.integers(0, 999)),
-        scale=draw(st.sampled_from([1.0, 0.3, -1.0])),
+        # Flat weights: what sharp ones cost the gradients of queries and keys has a test of its own.
+        scale=draw(st.sampled_from([0.3, 0.1, -0.2])),
     )
 
 
