@@ -1,10 +1,13 @@
 // With P = softmax(scale Q K^T), D = dO V^T, delta = rowsum(dO O) and S = P (D - delta):
 // dV = P^T dO, dK = scale S^T Q, dQ = scale S K.
 //
+// The rows of S add up to 0, but for the rounding of delta, which is as large as D while S may be small: dQ would be off
+// by rowsum(S) P K. That is taken off again: dQ = scale (S K - rowsum(S) P K).
+//
 // A block of keys meets the blocks of queries one after another, with the keys in the rows of every product and the
 // queries in the vectors, so that nothing is transposed on the way: P^T and S^T are the left factors of dV and dK, and
-// S^T is the right factor of dQ^T = K^T S^T. The keys of a batch entry are cut into parts, a task each, by the shape
-// alone; every part has its own dQ^T, and they are added up in order.
+// S^T and P^T are the right factors of K^T S^T and K^T P^T. The keys of a batch entry are cut into parts, a task each, by
+// the shape alone; every part has its own of these two, and they are added up in order.
 #include <numeric>
 
 #include "cpu/attention_tile.h"
@@ -18,7 +21,7 @@ constexpr int64_t kKeyBlock = 48;
 // Tasks that keep a large machine busy, and the fewest blocks of keys that pay for packing the queries.
 constexpr int64_t kTasks = 64, kFewestBlocks = 4;
 
-// Rows of dQ^T: whole tiles of each height that a block of queries is covered with.
+// Rows of K^T: whole tiles of each height that a block of queries is covered with.
 template <class C>
 constexpr int64_t transposed_rows(int64_t width) {
   constexpr int lanes = Tile<C>::lanes, widest = kMaxVectors * lanes, rest = kQueryBlock % widest / lanes;
@@ -51,7 +54,7 @@ struct Workspace {
   C* values;   // [kKeyBlock][value_width]
   C* weights;  // P^T, [kKeyBlock][kQueryBlock]
   C* slopes;   // D^T, then S^T
-  C* panels;   // S^T in panels, where they are narrower than a block
+  C* panels;   // P^T or S^T in panels, where they are narrower than a block
   C *grad_keys, *grad_values;
   C *block, *other;  // [kQueryBlock][the larger width] on the way into panels
 
@@ -137,36 +140,60 @@ void read_keys(const SelfAttentionBackwardArgs& args, int64_t batch, int64_t fir
     for (int64_t c = 0; c < shape.width; c++) work.keys_t[c * kKeyBlock + k] = work.keys[k * shape.width + c];
 }
 
-// Scores and D^T to P^T and S^T.
+// What a part of the keys adds for one block of queries: K^T S^T and K^T P^T, and below them rowsum(S) and the keys' own.
 template <class C>
-void differentiate_softmax(const Workspace<C>& work, int64_t first, int64_t keys) {
+struct QueryPart {
+  C *slopes, *weights, *row_sums;
+  static int64_t size(int64_t rows) { return (2 * rows + 1) * kQueryBlock; }
+  QueryPart(C* data, int64_t rows)
+      : slopes(data), weights(data + rows * kQueryBlock), row_sums(data + 2 * rows * kQueryBlock) {}
+};
+
+// Scores and D^T to P^T and S^T; row_sums gets or, to accumulate, has added what S has in each query's row.
+template <class C>
+void differentiate_softmax(const Workspace<C>& work, int64_t first, int64_t keys, bool accumulate, C* row_sums) {
   using V = typename Tile<C>::V;
   constexpr int lanes = Tile<C>::lanes;
-  for (int64_t k = 0; k < keys; k++)
-    for (int64_t j = 0; j < kQueryBlock; j += lanes) {
+  for (int64_t j = 0; j < kQueryBlock; j += lanes) {
+    const V peak = load_vector<V>(work.peaks + first + j), delta = load_vector<V>(work.deltas + first + j);
+    const V inverse_total = load_vector<V>(work.inverse_totals + first + j);
+    V sum = accumulate ? load_vector<V>(row_sums + j) : V{};
+    for (int64_t k = 0; k < keys; k++) {
       C *weight = work.weights + k * kQueryBlock + j, *slope = work.slopes + k * kQueryBlock + j;
-      const V below = load_vector<V>(weight) - load_vector<V>(work.peaks + first + j);
-      const V p = exponential2(below * static_cast<C>(kLog2E)) * load_vector<V>(work.inverse_totals + first + j);
+      const V p = exponential2((load_vector<V>(weight) - peak) * static_cast<C>(kLog2E)) * inverse_total;
+      const V s = p * (load_vector<V>(slope) - delta);
       store_vector(weight, p);
-      store_vector(slope, p * (load_vector<V>(slope) - load_vector<V>(work.deltas + first + j)));
+      store_vector(slope, s);
+      sum += s;
     }
+    store_vector(row_sums + j, sum);
+  }
+  fill(work.weights + keys * kQueryBlock, (kKeyBlock - keys) * kQueryBlock, C{0});
   fill(work.slopes + keys * kQueryBlock, (kKeyBlock - keys) * kQueryBlock, C{0});
 }
 
-// S^T as the right factor of a product.
+// to (+)= K^T matrix, for P^T or S^T.
 template <class C>
-const C* slope_panels(const Workspace<C>& work) {
-  constexpr int64_t widest = kMaxVectors * Tile<C>::lanes;
-  if constexpr (kQueryBlock <= widest) return work.slopes;
-  pack_panels(Strided<const C>{work.slopes, kQueryBlock, 1}, 0, kKeyBlock, kKeyBlock, kQueryBlock, kQueryBlock,
-              work.panels);
-  return work.panels;
+void multiply_by_keys(const Workspace<C>& work, int64_t rows, const C* matrix, C* to, bool accumulate) {
+  const C* panels = matrix;
+  if constexpr (kQueryBlock > kMaxVectors * Tile<C>::lanes) {
+    pack_panels(Strided<const C>{matrix, kQueryBlock, 1}, 0, kKeyBlock, kKeyBlock, kQueryBlock, kQueryBlock,
+                work.panels);
+    panels = work.panels;
+  }
+  constexpr int64_t most = 24;  // rows at a time: their pointers stand on the stack
+  for (int64_t c = 0; c < rows; c += most) {
+    const C* key_rows[most];
+    point_at_rows<C>(key_rows, most, work.keys_t + c * kKeyBlock, kKeyBlock);
+    multiply<C>(key_rows, least(most, rows - c), kKeyBlock, panels, kQueryBlock, to + c * kQueryBlock, kQueryBlock,
+                accumulate);
+  }
 }
 
-// One block of keys against all queries; grad_query_t: [query block][transposed rows][kQueryBlock].
+// One block of keys against all queries; parts: a QueryPart for each block of queries.
 template <class T, class C>
 void key_block(const SelfAttentionBackwardArgs& args, int64_t batch, int64_t first, bool accumulate,
-               const Workspace<C>& work, C* grad_query_t) {
+               const Workspace<C>& work, C* parts) {
   const SelfAttentionShape& shape = args.shape;
   const int64_t width = padded_columns<C>(shape.width), value_width = padded_columns<C>(shape.value_width);
   const int64_t rows = transposed_rows<C>(shape.width), count = least(kKeyBlock, shape.keys - first);
@@ -181,41 +208,37 @@ void key_block(const SelfAttentionBackwardArgs& args, int64_t batch, int64_t fir
                 kQueryBlock, false);
     multiply<C>(value_rows, kKeyBlock, shape.value_width, work.grads_t + query * shape.value_width, kQueryBlock,
                 work.slopes, kQueryBlock, false);
-    differentiate_softmax(work, query, count);
+    const QueryPart<C> part(parts + query / kQueryBlock * QueryPart<C>::size(rows), rows);
+    differentiate_softmax(work, query, count, accumulate, part.row_sums);
     multiply<C>(weight_rows, kKeyBlock, kQueryBlock, work.grads + query * value_width, value_width, work.grad_values,
                 value_width, true);
     multiply<C>(slope_rows, kKeyBlock, kQueryBlock, work.queries + query * width, width, work.grad_keys, width, true);
-    const C* slopes = slope_panels(work);
-    C* to = grad_query_t + query * rows;
-    constexpr int64_t most = 24;  // rows at a time: their pointers stand on the stack
-    for (int64_t c = 0; c < rows; c += most) {
-      const C* transposed_rows[most];
-      point_at_rows<C>(transposed_rows, most, work.keys_t + c * kKeyBlock, kKeyBlock);
-      multiply<C>(transposed_rows, least(most, rows - c), kKeyBlock, slopes, kQueryBlock, to + c * kQueryBlock,
-                  kQueryBlock, accumulate);
-    }
+    multiply_by_keys(work, rows, work.slopes, part.slopes, accumulate);
+    multiply_by_keys(work, rows, work.weights, part.weights, accumulate);
   }
   scale_all(work.grad_keys, kKeyBlock * width, static_cast<C>(args.scale));
   write_block(work.grad_keys, width, of_batch<T>(args.grad_key, batch), first, count, shape.width);
   write_block(work.grad_values, value_width, of_batch<T>(args.grad_value, batch), first, count, shape.value_width);
 }
 
-// dQ from the parts' dQ^T.
+// dQ from all parts.
 template <class T, class C>
 void add_parts(const SelfAttentionBackwardArgs& args, const Parts& parts, C* partial) {
   const SelfAttentionShape& shape = args.shape;
-  const int64_t rows = transposed_rows<C>(shape.width), block = rows * kQueryBlock;
+  const int64_t rows = transposed_rows<C>(shape.width), block = QueryPart<C>::size(rows);
   parallel_for(0, shape.batch * parts.query_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
       const int64_t batch = task / parts.query_blocks, query = task % parts.query_blocks;
       C* sum = partial + (batch * parts.count * parts.query_blocks + query) * block;
       for (int64_t part = 1; part < parts.count; part++)
         for (int64_t i = 0; i < block; i++) sum[i] += sum[part * parts.query_blocks * block + i];
-      scale_all(sum, block, static_cast<C>(args.scale));
+      const QueryPart<C> all(sum, rows);
+      for (int64_t i = 0; i < rows * kQueryBlock; i++)
+        all.slopes[i] = (all.slopes[i] - all.row_sums[i % kQueryBlock] * all.weights[i]) * static_cast<C>(args.scale);
       const int64_t first = query * kQueryBlock, count = least(kQueryBlock, shape.queries - first);
       const Strided<T> to = of_batch<T>(args.grad_query, batch);
       const Strided<T> there{to.at(first), to.row_stride, to.column_stride};
-      write_block(sum, kQueryBlock, there.transposed(), 0, shape.width, count);
+      write_block(all.slopes, kQueryBlock, there.transposed(), 0, shape.width, count);
     }
   });
 }
@@ -224,7 +247,7 @@ template <class T, class C = compute_t<T>>
 void backward(const SelfAttentionBackwardArgs& args) {
   const SelfAttentionShape& shape = args.shape;
   const Parts parts(shape);
-  const int64_t partial_size = parts.query_blocks * kQueryBlock * transposed_rows<C>(shape.width);
+  const int64_t partial_size = parts.query_blocks * QueryPart<C>::size(transposed_rows<C>(shape.width));
   C* partial = static_cast<C*>(scratch(Scratch::shared, shape.batch * parts.count * partial_size * sizeof(C)));
   parallel_for(0, shape.batch * parts.count, 1, [&](int64_t begin, int64_t end) {
     Arena size;

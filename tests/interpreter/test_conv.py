@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gencore import functional as F
 from gencore import reference
-from tests.accuracy import assert_accurate
+from tests.accuracy import Comparison, assert_accurate
 
 CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "3x3": ("conv2d", (2, 5, 7, 6), (9, 5, 3, 3), {"padding": 1, "activation": "leaky_relu"}),
@@ -49,7 +49,7 @@ def test_forward_and_gradients(case: str, channels_last: bool) -> None:
     theirs = _run(name, tensors, options, "reference", torch.float32, grad)
     ours = _run(name, tensors, options, "triton", torch.float32, grad)
     for what, a, b, c in zip(("y", "grad_x", "grad_weight", "grad_bias"), ours, theirs, exact, strict=True):
-        assert_accurate(what, a, b, c)
+        assert_accurate([Comparison(what, a, b, c)])
     last = channels_last and not tensors[0].is_contiguous()  # one pixel is both
     assert (ours[0].movedim(1, -1) if last else ours[0]).is_contiguous()
 
