@@ -26,7 +26,7 @@ demo: build
 	TORCH_CPP_LOG_LEVEL=ERROR $(PY) -m gencore demo
 
 test: build lint
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -181,7 +181,7 @@ def _grad_scores(
     q, k, value, grad, peaks, inverse_totals, deltas, row, keys, vr, vc, gr, gc, n, m, dv, scale,
     VALUES: tl.constexpr, PRECISION: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    """P (dO V^T - delta) of a tile."""
+    """P (dO V^T - delta) and P of a tile."""
     weights = _weights(q, k, peaks, inverse_totals, row, keys, n, m, scale, PRECISION)
     slope = tl.zeros(weights.shape, tl.float32)
     for block in range(tl.cdiv(dv, VALUES)):
@@ -190,7 +190,7 @@ def _grad_scores(
         v = _load(value, keys, column, m, dv, vr, vc)
         slope += tl.dot(g, tl.trans(v), input_precision=PRECISION)
     delta = tl.load(deltas + row, mask=row < n, other=0.0)
-    return tl.where(weights > 0, weights * (slope - delta[:, None]), weights)
+    return tl.where(weights > 0, weights * (slope - delta[:, None]), weights), weights
 
 
 # grad: [B, n, dv], the gradient of the result. to: [B, m, dv].
@@ -234,7 +234,7 @@ def _grad_key(
     for block in range(tl.cdiv(n, ROWS)):
         row = _indices(block, ROWS, LONG)
         q = _load(query, row, width, n, d, qr, qc)
-        slopes = _grad_scores(
+        slopes, _ = _grad_scores(
             q, k, value, grad, peaks, inverse_totals, deltas, row, keys, vr, vc, gr, gc, n, m, dv, scale,
             VALUES, PRECISION, LONG,
         )  # fmt: skip
@@ -256,12 +256,18 @@ def _grad_query(
     row, width = _indices(tl.program_id(0), ROWS, LONG), tl.arange(0, WIDTH)
     q = _load(query, row, width, n, d, qr, qc)
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
+    # The rows of the slopes add up to 0, but for the rounding of delta: what that does to acc is taken off again.
+    rest = tl.zeros([ROWS], tl.float32)
+    average = tl.zeros([ROWS, WIDTH], tl.float32)
     for block in range(tl.cdiv(m, KEYS)):
         keys = _indices(block, KEYS, LONG)
         k = _load(key, keys, width, m, d, kr, kc)
-        slopes = _grad_scores(
+        slopes, weights = _grad_scores(
             q, k, value, grad, peaks, inverse_totals, deltas, row, keys, vr, vc, gr, gc, n, m, dv, scale,
             VALUES, PRECISION, LONG,
         )  # fmt: skip
-        acc += tl.dot(slopes.to(k.dtype), k, input_precision=PRECISION)
-    _store(to + batch * tb, acc * scale, row, width, n, d, tr, tc)
+        slopes = slopes.to(k.dtype)
+        acc += tl.dot(slopes, k, input_precision=PRECISION)
+        rest += tl.sum(slopes.to(tl.float32), 1)
+        average += tl.dot(weights.to(k.dtype), k, input_precision=PRECISION)
+    _store(to + batch * tb, (acc - rest[:, None] * average) * scale, row, width, n, d, tr, tc)

@@ -18,6 +18,9 @@ import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 torch.manual_seed(0)
+# The workers of pytest-xdist share the cores: with a pool of threads each, they would wait for one another at every op.
+# What hangs on the number of threads is tested at several numbers of them.
+torch.set_num_threads(1)
 if INTERPRETED:
     from tests.interpreter import instrument
 
@@ -93,6 +96,8 @@ def _parameters(names: list[str], test_marks: set[str], only: str | None) -> Ite
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # What takes minutes starts first, so that no worker is left with it at the end.
+    items.sort(key=lambda item: item.path.name not in ("test_triton.py", "test_isa.py", "test_packaging.py"))
     has_gpu = torch.cuda.is_available()
     for item in items:
         if "gpu" in item.keywords and not has_gpu:

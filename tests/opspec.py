@@ -133,6 +133,11 @@ class Target:
         return GPU_DTYPES if self.impl == "triton" or self.device != "cpu" else DTYPES
 
 
+def some_samples(spec: OpSpec, target: Target) -> list[Sample]:
+    """All samples of an op, or the first two where a program is interpreted, which takes a tenth of a second."""
+    return spec.samples()[: 2 if target.interpreted else None]
+
+
 # --- memory layouts --------------------------------------------------------------------------------------------------
 
 

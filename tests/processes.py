@@ -20,7 +20,9 @@ def run_python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subproc
 
 def run_pytest(*arguments: str, **environment: str) -> str:
     """Run pytest and return its last line (``12 passed in 3.4s``); anything but success fails the calling test."""
-    result = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *arguments, **environment)
+    # Two workers: such a test may be the last of its suite, while the other cores have nothing left to do.
+    options = ("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--no-header")
+    result = run_python(*options, *arguments, **environment)
     assert result.returncode == 0, f"{result.stdout[-8000:]}\n{result.stderr[-2000:]}"
     lines = [line for line in result.stdout.splitlines() if re.search(r"\d+ passed", line)]
     assert lines, f"no test passed:\n{result.stdout[-2000:]}"

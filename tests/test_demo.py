@@ -18,15 +18,6 @@ from gencore.cli import main
 from gencore.train import GANTraining
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Everything here is small: on a busy machine two threads would wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def small_gan():
     return GANTraining(gencore.create_model("dcgan_32", channels=1, width=4))
 

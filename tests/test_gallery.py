@@ -15,15 +15,6 @@ from gencore.cli import main
 QUIET = Console(file=io.StringIO())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small to share out: on a busy machine the threads would wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name", GALLERIES)
 def test_galleries(name, tmp_path):
     pictures = run_gallery(name, tmp_path / "deep", steps=8, console=QUIET)

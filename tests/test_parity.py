@@ -23,6 +23,7 @@ from tests.opspec import (
     leaves,
     prepare,
     same_layout,
+    some_samples,
 )
 
 
@@ -107,7 +108,7 @@ def test_values_and_gradients(spec: OpSpec, target: Target, dtype: torch.dtype, 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
 def test_layouts(spec: OpSpec, target: Target, dtype: torch.dtype, layout: str) -> None:
-    for sample in spec.samples()[: 4 if target.interpreted else None]:
+    for sample in some_samples(spec, target):
         check(spec, target, dtype, sample, layout)
 
 
@@ -115,7 +116,7 @@ def test_layouts(spec: OpSpec, target: Target, dtype: torch.dtype, layout: str) 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
 def test_cotangents_in_any_layout(spec: OpSpec, target: Target, layout: str) -> None:
     """Gradients arrive expanded from ``sum()``, or in another layout than the input's."""
-    for sample in spec.samples()[: 3 if target.interpreted else None]:
+    for sample in some_samples(spec, target):
         tensors = prepare(spec, sample, torch.float32, target.device)
         outputs = call(spec, tensors, sample.options, sample.seed, target.impl)
         inputs = list(leaves(spec, tensors).values())
@@ -132,7 +133,7 @@ def test_cotangents_in_any_layout(spec: OpSpec, target: Target, layout: str) -> 
 @pytest.mark.second_order
 def test_second_derivatives(spec: OpSpec, target: Target) -> None:
     """The gradient of the gradient's squared norm, as in a gradient penalty, against the float64 oracle."""
-    for sample in [s for s in spec.samples() if s.smooth][: 4 if target.interpreted else None]:
+    for sample in [s for s in some_samples(spec, target) if s.smooth]:
         assert_accurate(
             _compare_second(spec, target, sample),
             lambda sample=sample: (_compare_second(spec, target, s) for s in _neighbours(spec, sample)),  # type: ignore[misc]
@@ -165,7 +166,7 @@ def _compare_second(spec: OpSpec, target: Target, sample: Sample) -> list[Compar
 
 
 def test_drawn_shapes(spec: OpSpec, target: Target) -> None:
-    examples = 8 if target.interpreted else 40
+    examples = 6 if target.interpreted else 40
 
     @settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.opspec import HALF, OpSpec, Target, call, cotangents, leaves, prepare
+from tests.opspec import HALF, OpSpec, Target, call, cotangents, leaves, prepare, some_samples
 
 
 def test_autocast(spec: OpSpec, target: Target) -> None:
     """Ops that autocast lowers compute as from 16-bit input; the others give the same bits with and without it."""
     for dtype in (torch.float32, *HALF[:1]):
-        for sample in spec.samples()[: 4 if target.interpreted else None]:
+        for sample in some_samples(spec, target):
             plain, cast = (prepare(spec, sample, dtype, target.device) for _ in range(2))
             if spec.autocast:
                 plain = {n: x if x is None else x.bfloat16() for n, x in plain.items()}
@@ -39,7 +39,7 @@ def _poisoned_memory() -> Iterator[None]:
 @pytest.mark.usefixtures("_poisoned_memory")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 def test_every_output_element_is_written(spec: OpSpec, target: Target, layout: str) -> None:
-    for sample in spec.samples()[: 4 if target.interpreted else None]:
+    for sample in some_samples(spec, target):
         tensors = prepare(spec, sample, torch.float32, target.device, layout)
         outputs = call(spec, tensors, sample.options, sample.seed, target.impl)
         inputs = leaves(spec, tensors)

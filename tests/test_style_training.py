@@ -26,15 +26,6 @@ from gencore.train.growth import match
 QUIET = Console(file=io.StringIO())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small to share out: on a busy machine the threads would wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def images(count=32, size=16):
     """Bright squares on grey, at random places."""
     generator = torch.Generator().manual_seed(0)

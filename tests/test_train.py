@@ -13,15 +13,6 @@ from gencore.train import GANTraining, VAETraining, fit, load_checkpoint, save_c
 QUIET = Console(file=io.StringIO())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small to share out: on a busy machine the threads would wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def images(count=64):
     """Bright squares on black, at random places: something to learn in a few steps."""
     generator = torch.Generator().manual_seed(0)

@@ -16,14 +16,6 @@ from gencore.train import GANTraining, RestorationTraining, gaussian_noise
 RESTORATION = [*gencore.list_models("red_net*"), "red_cnn"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 

@@ -37,9 +37,9 @@ def samples() -> list[Sample]:
         join("network", conv, transposed, tiny[0]),
         join("u_first", transposed, tiny[1], conv, v_first=False, n_power_iterations=2),
         join("evaluation", *tiny, training=False),
+        join("empty", conv, single.make("", 0, 5), tiny[2]),
         # One layer of this is cut among the threads, the others are not.
         join("large", single.make("", 300, 80, 4, 4), conv, single.make("", 130, 200, 4, 4, dim=1)),
-        join("empty", conv, single.make("", 0, 5), tiny[2]),
     ]
 
 
