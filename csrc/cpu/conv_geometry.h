@@ -245,4 +245,19 @@ inline void copy_box(T* image, int64_t all_channels, const int64_t (&size)[3], c
       }
 }
 
+// The same from an image in channels_last.
+template <class T>
+inline void copy_rows(const T* image, int64_t all_channels, const int64_t (&size)[3], const Box& box, int64_t channel,
+                      int64_t channels, T* rows, int64_t row_stride) {
+  const PixelStrides strides = channels_last_strides(all_channels, size);
+  for (int64_t n = 0; n < box.batch_count; n++)
+    for (int64_t d = 0; d < box.count[0]; d++)
+      for (int64_t h = 0; h < box.count[1]; h++) {
+        const T* from = image + (box.batch + n) * strides.batch + (box.origin[0] + d) * strides.axis[0] +
+                        (box.origin[1] + h) * strides.axis[1] + box.origin[2] * strides.axis[2] + channel;
+        for (int64_t w = 0; w < box.count[2]; w++, rows += row_stride)
+          std::memcpy(rows, from + w * all_channels, channels * sizeof(T));
+      }
+}
+
 }  // namespace gencore::GENCORE_ISA

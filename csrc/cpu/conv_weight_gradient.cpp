@@ -13,7 +13,8 @@ constexpr int64_t kTablePointers = 8192;
 // number of threads.
 constexpr int64_t kTasks = 16;
 // Sums of sums of sums: pixels that meet in one register, and boxes that meet in one sum before that goes into the
-// total. Rounding errors then grow with the root of the longest of the three, as in the tile.
+// total. Rounding errors then grow with the root of the longest of the three, as in the tile. A run's panel of 64 columns
+// takes 16 KiB, and stays in the first-level cache while all taps and rows meet it.
 constexpr int64_t kRunPixels = 64;
 constexpr int64_t kRunBoxes = 16;
 
@@ -26,44 +27,35 @@ GENCORE_INLINE float to_sum(bfloat16 v) {
   return result;
 }
 
-// sums[i][j] += sum over pixels of rows[p][offset + i] * panel[p][j]. Runs of pixels are summed in registers, their
-// sums on the stack, and the sum over the box is added once.
+// sums[i][j] += sum over pixels of rows[p][offset + i] * panel[p][j].
 template <class T, int MR, int NV>
 void outer_product(const T* const* rows, int64_t offset, int64_t pixels, const typename Tile<T>::Sum* panel,
                    typename Tile<T>::Sum* sums) {
   using V = typename Tile<T>::V;
   constexpr int lanes = Tile<T>::lanes, width = NV * lanes;
-  V total[MR][NV];
-  for (int64_t first = 0; first < pixels; first += kRunPixels) {
-    V sum[MR][NV];
+  V sum[MR][NV];
 #pragma GCC unroll 12
-    for (int i = 0; i < MR; i++)
+  for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) sum[i][j] = V{};
-    const int64_t end = smaller(pixels, first + kRunPixels);
-    for (int64_t p = first; p < end; p++) {
-      const T* a = rows[p] + offset;
-      V b[NV];
+    for (int j = 0; j < NV; j++) sum[i][j] = V{};
+  for (int64_t p = 0; p < pixels; p++) {
+    const T* a = rows[p] + offset;
+    V b[NV];
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) b[j] = load_vector<V>(panel + p * width + j * lanes);
+    for (int j = 0; j < NV; j++) b[j] = load_vector<V>(panel + p * width + j * lanes);
 #pragma GCC unroll 12
-      for (int i = 0; i < MR; i++) {
-        const V value = splat<V>(to_sum(a[i]));
+    for (int i = 0; i < MR; i++) {
+      const V value = splat<V>(to_sum(a[i]));
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
-      }
+      for (int j = 0; j < NV; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
     }
-#pragma GCC unroll 12
-    for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) total[i][j] = first ? total[i][j] + sum[i][j] : sum[i][j];
   }
 #pragma GCC unroll 12
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
       auto* to = sums + i * width + j * lanes;
-      store_vector(to, load_vector<V>(to) + total[i][j]);
+      store_vector(to, load_vector<V>(to) + sum[i][j]);
     }
 }
 
@@ -120,7 +112,7 @@ struct WeightGradient {
     Pixel* pixels;
     const T** gathered_rows;  // [tap][capacity]
     const T** dense_rows;     // [capacity]
-    Sum* panel;               // [capacity][block]
+    Sum* panel;               // [kRunPixels][block]
     Sum* sums;                // [tap][row_block][block], of a run of boxes
     Sum* total;               // the same, of all the task's boxes
     T* staged_dense;
@@ -136,6 +128,16 @@ struct WeightGradient {
   int64_t gathered_block() const { return vectors_dense ? row_block : columns.block; }
   int64_t dense_block() const { return vectors_dense ? columns.block : row_block; }
 
+  // The broadcast side is read a few channels at a time from every pixel, over and over. Rows of channels_last are a
+  // power of two apart as a rule, and their lines would push each other out of the few sets of the cache that they
+  // share: they are copied, an odd number of lines apart.
+  bool stages_dense() const { return !args.dense_channels_last || !vectors_dense; }
+  bool stages_gathered() const { return !args.gathered_channels_last || vectors_dense; }
+  static int64_t staged_stride(int64_t channels) {
+    constexpr int64_t line = 64 / sizeof(T);
+    return (ceil_div(channels, line) | 1) * line;
+  }
+
   int64_t box_rows(int axis) const {
     return smaller(shape.in_size[axis],
                    (boxes.step[axis + 1] - 1) * g.input_step[axis] + g.high[axis] - g.low[axis] + 1);
@@ -146,12 +148,13 @@ struct WeightGradient {
     w.pixels = arena.take<Pixel>(capacity);
     w.gathered_rows = arena.take<const T*>(g.taps * capacity);
     w.dense_rows = arena.take<const T*>(capacity);
-    w.panel = arena.take<Sum>(capacity * columns.block);
+    w.panel = arena.take<Sum>(kRunPixels * columns.block);
     w.sums = arena.take<Sum>(item_size());
     if (splits == 1) w.total = arena.take<Sum>(item_size());
-    if (!args.dense_channels_last) w.staged_dense = arena.take<T>(capacity * dense_block());
-    if (!args.gathered_channels_last)
-      w.staged_gathered = arena.take<T>(boxes.step[0] * box_rows(0) * box_rows(1) * box_rows(2) * gathered_block());
+    if (stages_dense()) w.staged_dense = arena.take<T>(capacity * staged_stride(dense_block()));
+    if (stages_gathered())
+      w.staged_gathered =
+          arena.take<T>(boxes.step[0] * box_rows(0) * box_rows(1) * box_rows(2) * staged_stride(gathered_block()));
     return w;
   }
 
@@ -179,7 +182,7 @@ struct WeightGradient {
     list_pixels(box, boxes.batch_inside, w.pixels);
 
     const T* dense = static_cast<const T*>(args.dense);
-    if (args.dense_channels_last) {
+    if (!stages_dense()) {
       const PixelStrides strides = channels_last_strides(shape.out_channels, shape.out_size);
       for (int64_t p = 0; p < pixels; p++) {
         int64_t offset = w.pixels[p].batch * strides.batch + dense_first;
@@ -187,14 +190,15 @@ struct WeightGradient {
         w.dense_rows[p] = dense + offset;
       }
     } else {
-      copy_box<true>(const_cast<T*>(dense), shape.out_channels, shape.out_size, box, dense_first, dense_count,
-                     w.staged_dense, dense_count);
-      for (int64_t p = 0; p < pixels; p++) w.dense_rows[p] = w.staged_dense + p * dense_count;
+      const int64_t stride = staged_stride(dense_count);
+      stage(dense, args.dense_channels_last, shape.out_channels, shape.out_size, box, dense_first, dense_count,
+            w.staged_dense, stride);
+      for (int64_t p = 0; p < pixels; p++) w.dense_rows[p] = w.staged_dense + p * stride;
     }
 
     const T* gathered = static_cast<const T*>(args.gathered);
     PixelStrides strides;
-    if (args.gathered_channels_last) {
+    if (!stages_gathered()) {
       strides = channels_last_strides(shape.in_channels, shape.in_size);
       gathered += gathered_first;
     } else {
@@ -206,14 +210,23 @@ struct WeightGradient {
         input.origin[a] = begin;
         input.count[a] = larger(0, end - begin);
       }
+      const int64_t stride = staged_stride(gathered_count);
       if (input.pixels() > 0)
-        copy_box<true>(const_cast<T*>(gathered), shape.in_channels, shape.in_size, input, gathered_first,
-                       gathered_count, w.staged_gathered, gathered_count);
-      strides = channels_last_strides(gathered_count, input.count);
+        stage(gathered, args.gathered_channels_last, shape.in_channels, shape.in_size, input, gathered_first,
+              gathered_count, w.staged_gathered, stride);
+      strides = channels_last_strides(stride, input.count);
       gathered = w.staged_gathered - input.batch * strides.batch;
       for (int a = 0; a < 3; a++) gathered -= input.origin[a] * strides.axis[a];
     }
     list_rows(g, g.tap, g.taps, w.pixels, pixels, gathered, strides, zeros, w.gathered_rows, capacity);
+  }
+
+  static void stage(const T* image, bool channels_last, int64_t all_channels, const int64_t (&size)[3], const Box& box,
+                    int64_t channel, int64_t channels, T* rows, int64_t stride) {
+    if (channels_last)
+      copy_rows(image, all_channels, size, box, channel, channels, rows, stride);
+    else
+      copy_box<true>(const_cast<T*>(image), all_channels, size, box, channel, channels, rows, stride);
   }
 
   void fill_panel(const T* const* rows, int64_t pixels, const Item& item, Sum* panel) const {
@@ -230,12 +243,15 @@ struct WeightGradient {
   void run_box(const Box& box, const Item& item, Work& w, Sum* sums) const {
     make_tables(box, item, w);
     const int64_t pixels = box.pixels(), width = item.vectors * Tile<T>::lanes;
-    if (vectors_dense) fill_panel(w.dense_rows, pixels, item, w.panel);
-    for (int64_t t = 0; t < g.taps; t++) {
-      const T* const* gathered = w.gathered_rows + t * capacity;
-      if (!vectors_dense) fill_panel(gathered, pixels, item, w.panel);
-      run_outer<T>(item.vectors, vectors_dense ? gathered : w.dense_rows, 0, pixels, w.panel, item.rows,
-                   sums + t * item.rows * width);
+    for (int64_t first = 0; first < pixels; first += kRunPixels) {
+      const int64_t run = smaller(kRunPixels, pixels - first);
+      if (vectors_dense) fill_panel(w.dense_rows + first, run, item, w.panel);
+      for (int64_t t = 0; t < g.taps; t++) {
+        const T* const* gathered = w.gathered_rows + t * capacity + first;
+        if (!vectors_dense) fill_panel(gathered, run, item, w.panel);
+        run_outer<T>(item.vectors, vectors_dense ? gathered : w.dense_rows + first, 0, run, w.panel, item.rows,
+                     sums + t * item.rows * width);
+      }
     }
   }
 
