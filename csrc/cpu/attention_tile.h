@@ -165,6 +165,11 @@ inline void pack_panels(const Strided<const T>& from, int64_t first, int64_t row
 }
 
 template <class C>
+inline void add_all(C* sum, int64_t count, const C* data) {
+  for (int64_t i = 0; i < count; i++) sum[i] += data[i];
+}
+
+template <class C>
 inline void scale_all(C* data, int64_t count, C factor) {
   for (int64_t i = 0; i < count; i++) data[i] *= factor;
 }

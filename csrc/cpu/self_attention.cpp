@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kKeyBlock = 64;
 // A peak may lag behind the largest score by this before the sums are rescaled: e^6 is far from overflow.
 constexpr int kLag = 6;
+// Blocks of keys that meet in one sum of weighted values before that goes into a sum of sums, as in the backward.
+constexpr int64_t kRunBlocks = 6;
 
 // Keys and values of one batch entry in panels, and the running state of one block of queries.
 template <class C>
@@ -20,7 +22,8 @@ struct Workspace {
   C* values;   // per block of keys: [kKeyBlock][value_width]
   C* queries;  // [kQueryBlock][width], scaled
   C* weights;  // [kQueryBlock][kKeyBlock]: scores, then exp(score - peak)
-  C* sums;     // [kQueryBlock][value_width, padded]: the weighted values
+  C* sums;     // [kQueryBlock][value_width, padded]: the weighted values of a run of blocks
+  C* results;  // the same of all runs before
   C* totals;   // [kQueryBlock][lanes]: the weights' sums, lane by lane
   C* peaks;    // [kQueryBlock]
 
@@ -31,6 +34,7 @@ struct Workspace {
     queries = arena.take<C>(kQueryBlock * shape.width);
     weights = arena.take<C>(kQueryBlock * kKeyBlock);
     sums = arena.take<C>(kQueryBlock * padded_columns<C>(shape.value_width));
+    results = arena.take<C>(kQueryBlock * padded_columns<C>(shape.value_width));
     totals = arena.take<C>(kQueryBlock * Tile<C>::lanes);
     peaks = arena.take<C>(kQueryBlock);
   }
@@ -66,7 +70,8 @@ void soften(const Workspace<C>& work, int64_t value_stride) {
       const C shrink = ::exp(work.peaks[r] - peak);
       work.peaks[r] = peak;
       for (int i = 0; i < lanes; i++) total[i] *= shrink;
-      for (int64_t c = 0; c < value_stride; c++) work.sums[r * value_stride + c] *= shrink;
+      scale_all(work.sums + r * value_stride, value_stride, shrink);
+      scale_all(work.results + r * value_stride, value_stride, shrink);
     }
     const V subtracted = splat<V>(work.peaks[r]);
     V sum = load_vector<V>(total);
@@ -88,13 +93,14 @@ void query_block(const SelfAttentionArgs& args, int64_t batch, int64_t first, co
   read_block(of_batch<const T>(args.query, batch), first, rows, width, work.queries, width);
   scale_all(work.queries, rows * width, static_cast<C>(args.scale));
   fill(work.sums, kQueryBlock * value_stride, C{0});
+  fill(work.results, kQueryBlock * value_stride, C{0});
   fill(work.totals, kQueryBlock * Tile<C>::lanes, C{0});
   fill(work.peaks, kQueryBlock, std::numeric_limits<C>::lowest());
 
   const C *query_rows[kQueryBlock], *weight_rows[kQueryBlock];
   point_at_rows<C>(query_rows, kQueryBlock, work.queries, width);
   point_at_rows<C>(weight_rows, kQueryBlock, work.weights, kKeyBlock);
-  for (int64_t key = 0; key < shape.keys; key += kKeyBlock) {
+  for (int64_t key = 0, in_run = 0; key < shape.keys; key += kKeyBlock) {
     const int64_t count = least(kKeyBlock, shape.keys - key);
     multiply<C>(query_rows, kQueryBlock, width, work.keys + key * width, padded_columns<C>(count), work.weights,
                 kKeyBlock, false);
@@ -102,7 +108,11 @@ void query_block(const SelfAttentionArgs& args, int64_t batch, int64_t first, co
       fill(work.weights + r * kKeyBlock + count, kKeyBlock - count, -std::numeric_limits<C>::infinity());
     soften(work, value_stride);
     multiply<C>(weight_rows, kQueryBlock, kKeyBlock, work.values + key * value_stride, value_stride, work.sums,
-                value_stride, true);
+                value_stride, in_run > 0);
+    if (++in_run == kRunBlocks || key + kKeyBlock >= shape.keys) {
+      add_all(work.results, kQueryBlock * value_stride, work.sums);
+      in_run = 0;
+    }
   }
 
   const int64_t query = batch * shape.queries + first;
@@ -112,9 +122,9 @@ void query_block(const SelfAttentionArgs& args, int64_t batch, int64_t first, co
     for (int i = 0; i < Tile<C>::lanes; i++) total += work.totals[r * Tile<C>::lanes + i];
     peaks[r] = work.peaks[r];
     inverse_totals[r] = shape.keys > 0 ? 1 / total : C{0};  // without any keys the result is 0
-    scale_all(work.sums + r * value_stride, shape.value_width, inverse_totals[r]);
+    scale_all(work.results + r * value_stride, shape.value_width, inverse_totals[r]);
   }
-  write_block(work.sums, value_stride, of_batch<T>(args.out, batch), first, rows, shape.value_width);
+  write_block(work.results, value_stride, of_batch<T>(args.out, batch), first, rows, shape.value_width);
 }
 
 template <class T, class C = compute_t<T>>

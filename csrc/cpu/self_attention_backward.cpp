@@ -20,6 +20,9 @@ namespace {
 constexpr int64_t kKeyBlock = 48;
 // Tasks that keep a large machine busy, and the fewest blocks of keys that pay for packing the queries.
 constexpr int64_t kTasks = 64, kFewestBlocks = 4;
+// Blocks of queries that meet in one sum of dK and dV before that goes into a sum of sums: rounding errors then grow with
+// the root of the longer of the two, not with that of all queries.
+constexpr int64_t kRunBlocks = 6;
 
 // Rows of K^T: whole tiles of each height that a block of queries is covered with.
 template <class C>
@@ -55,7 +58,8 @@ struct Workspace {
   C* weights;  // P^T, [kKeyBlock][kQueryBlock]
   C* slopes;   // D^T, then S^T
   C* panels;   // P^T or S^T in panels, where they are narrower than a block
-  C *grad_keys, *grad_values;
+  C *grad_keys, *grad_values;  // of a run of blocks of queries
+  C *total_keys, *total_values;
   C *block, *other;  // [kQueryBlock][the larger width] on the way into panels
 
   Workspace(const SelfAttentionShape& shape, Arena& arena) {
@@ -76,6 +80,8 @@ struct Workspace {
     panels = arena.take<C>(kKeyBlock * kQueryBlock);
     grad_keys = arena.take<C>(kKeyBlock * width);
     grad_values = arena.take<C>(kKeyBlock * value_width);
+    total_keys = arena.take<C>(kKeyBlock * width);
+    total_values = arena.take<C>(kKeyBlock * value_width);
     block = arena.take<C>(kQueryBlock * (width > value_width ? width : value_width));
     other = arena.take<C>(kQueryBlock * (width > value_width ? width : value_width));
   }
@@ -132,8 +138,8 @@ void read_keys(const SelfAttentionBackwardArgs& args, int64_t batch, int64_t fir
   fill(work.keys, kKeyBlock * shape.width, C{0});
   fill(work.keys_t, kKeyBlock * transposed_rows<C>(shape.width), C{0});
   fill(work.values, kKeyBlock * shape.value_width, C{0});
-  fill(work.grad_keys, kKeyBlock * padded_columns<C>(shape.width), C{0});
-  fill(work.grad_values, kKeyBlock * padded_columns<C>(shape.value_width), C{0});
+  fill(work.total_keys, kKeyBlock * padded_columns<C>(shape.width), C{0});
+  fill(work.total_values, kKeyBlock * padded_columns<C>(shape.value_width), C{0});
   read_block(of_batch<const T>(args.key, batch), first, count, shape.width, work.keys, shape.width);
   read_block(of_batch<const T>(args.value, batch), first, count, shape.value_width, work.values, shape.value_width);
   for (int64_t k = 0; k < count; k++)
@@ -203,7 +209,7 @@ void key_block(const SelfAttentionBackwardArgs& args, int64_t batch, int64_t fir
   point_at_rows<C>(value_rows, kKeyBlock, work.values, shape.value_width);
   point_at_rows<C>(weight_rows, kKeyBlock, work.weights, kQueryBlock);
   point_at_rows<C>(slope_rows, kKeyBlock, work.slopes, kQueryBlock);
-  for (int64_t query = 0; query < shape.queries; query += kQueryBlock) {
+  for (int64_t query = 0, in_run = 0; query < shape.queries; query += kQueryBlock) {
     multiply<C>(key_rows, kKeyBlock, shape.width, work.queries_t + query * shape.width, kQueryBlock, work.weights,
                 kQueryBlock, false);
     multiply<C>(value_rows, kKeyBlock, shape.value_width, work.grads_t + query * shape.value_width, kQueryBlock,
@@ -211,14 +217,20 @@ void key_block(const SelfAttentionBackwardArgs& args, int64_t batch, int64_t fir
     const QueryPart<C> part(parts + query / kQueryBlock * QueryPart<C>::size(rows), rows);
     differentiate_softmax(work, query, count, accumulate, part.row_sums);
     multiply<C>(weight_rows, kKeyBlock, kQueryBlock, work.grads + query * value_width, value_width, work.grad_values,
-                value_width, true);
-    multiply<C>(slope_rows, kKeyBlock, kQueryBlock, work.queries + query * width, width, work.grad_keys, width, true);
+                value_width, in_run > 0);
+    multiply<C>(slope_rows, kKeyBlock, kQueryBlock, work.queries + query * width, width, work.grad_keys, width,
+                in_run > 0);
+    if (++in_run == kRunBlocks || query + kQueryBlock >= shape.queries) {
+      add_all(work.total_keys, kKeyBlock * width, work.grad_keys);
+      add_all(work.total_values, kKeyBlock * value_width, work.grad_values);
+      in_run = 0;
+    }
     multiply_by_keys(work, rows, work.slopes, part.slopes, accumulate);
     multiply_by_keys(work, rows, work.weights, part.weights, accumulate);
   }
-  scale_all(work.grad_keys, kKeyBlock * width, static_cast<C>(args.scale));
-  write_block(work.grad_keys, width, of_batch<T>(args.grad_key, batch), first, count, shape.width);
-  write_block(work.grad_values, value_width, of_batch<T>(args.grad_value, batch), first, count, shape.value_width);
+  scale_all(work.total_keys, kKeyBlock * width, static_cast<C>(args.scale));
+  write_block(work.total_keys, width, of_batch<T>(args.grad_key, batch), first, count, shape.width);
+  write_block(work.total_values, value_width, of_batch<T>(args.grad_value, batch), first, count, shape.value_width);
 }
 
 // dQ from all parts.
@@ -231,7 +243,7 @@ void add_parts(const SelfAttentionBackwardArgs& args, const Parts& parts, C* par
       const int64_t batch = task / parts.query_blocks, query = task % parts.query_blocks;
       C* sum = partial + (batch * parts.count * parts.query_blocks + query) * block;
       for (int64_t part = 1; part < parts.count; part++)
-        for (int64_t i = 0; i < block; i++) sum[i] += sum[part * parts.query_blocks * block + i];
+        add_all(sum, block, sum + part * parts.query_blocks * block);
       const QueryPart<C> all(sum, rows);
       for (int64_t i = 0; i < rows * kQueryBlock; i++)
         all.slopes[i] = (all.slopes[i] - all.row_sums[i % kQueryBlock] * all.weights[i]) * static_cast<C>(args.scale);
