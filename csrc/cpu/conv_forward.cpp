@@ -7,7 +7,11 @@ namespace {
 
 // Panels of this many bytes are walked once for every tile of a box, so they should stay in the second-level cache.
 constexpr int64_t kPanelBytes = 512 * 1024;
-constexpr int64_t kBoxPixels = 192;
+// Pixels of a box: the more, the less often the panels come from beyond that cache. The rows of their inputs should stay
+// there too, and a small grid should make enough boxes.
+constexpr int64_t kBoxPixels = 192, kMostBoxPixels = 384;
+constexpr int64_t kRowBytes = 384 * 1024;
+constexpr int64_t kEnoughBoxes = 32;
 // Boxes times channel ranges; more tasks than threads, so that a slower thread is waited for less.
 constexpr int64_t kTasks = 64;
 // Grids up to this many pixels are worked on image by image within one place, so that whole tiles meet the padding.
@@ -226,7 +230,10 @@ struct Forward {
     layout = {shape.groups, shape.out_channels / shape.groups, shape.in_channels / shape.groups, g.taps};
     const bool staged = !args.x_channels_last || !args.y_channels_last;
     const bool batch_inside = product(g.grid) <= kSmallGrid && g.taps > 1;
-    boxes = cut_into_boxes(shape.batch, g.grid, kBoxPixels, batch_inside, batch_inside && !staged);
+    const int64_t fitting = kRowBytes / (shape.in_channels * static_cast<int64_t>(sizeof(T)));
+    const int64_t sharing = shape.batch * product(g.grid) / kEnoughBoxes;
+    const int64_t pixels = larger(kBoxPixels, smaller(kMostBoxPixels, smaller(fitting, sharing)));
+    boxes = cut_into_boxes(shape.batch, g.grid, pixels, batch_inside, batch_inside && !staged);
     capacity = boxes.step[0] * boxes.step[1] * boxes.step[2] * boxes.step[3];
     items = layout.groups * layout.blocks();
     splits = larger(1, smaller(items, ceil_div(kTasks, boxes.number)));
