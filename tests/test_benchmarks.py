@@ -355,6 +355,23 @@ def test_every_case_passes_its_gate_and_its_eager_twin_computes_the_same(op: str
         assert cost.bytes > 0
 
 
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [("SNGAN-32", "sngan_32"), ("SNGAN-128", "sngan_128"), ("BigGAN-128", "biggan_128")],
+)
+def test_spectral_norm_is_timed_on_the_weights_of_the_networks(network: str, name: str) -> None:
+    """Every weight of a discriminator, and nothing else."""
+    case = all_cases()["spectral_norm_list"]
+    problem = next(p for p in case.problems if p.name == f"{network} discriminator")
+    inputs = case.inputs(problem, Maker(torch.float32, torch.device("cpu"), "contiguous", torch.Generator()))
+    counted = sum(x.numel() for n, x in inputs.items() if n.startswith("weight"))
+    with torch.device("meta"):
+        discriminator = gencore.create_model(name).discriminator
+    weights = [p for p in discriminator.parameters() if p.dim() > 1]
+    assert counted == sum(p.numel() for p in weights)
+    assert len([n for n in inputs if n.startswith("weight")]) == len(weights)
+
+
 def test_run_from_python() -> None:
     rows = run(["reparameterize_kl"], quick=True, seconds=0.0, rounds=2, threads=1)
     assert rows
