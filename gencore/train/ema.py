@@ -39,8 +39,8 @@ class EMA:
 
     After a batch of n images the average moves by ``average <- model + beta (average - model)``, with
     ``beta = 0.5 ** (n / half-life)``. Early on the half-life is ``ramp_up`` times the images seen so far, lest the
-    random weights of the start stay in the average. Buffers are copied, but for singular vectors of spectral norm, which
-    follow as in :class:`WeightAverage`.
+    random weights of the start stay in the average. Buffers are copied; singular vectors of spectral norm follow the
+    averaged weights, as in :class:`WeightAverage`.
 
     Args:
         model: its weights at this moment are the average's first value.
