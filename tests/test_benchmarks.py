@@ -474,6 +474,21 @@ def test_model_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         models.run_models(["unheard_of"])
 
 
+@pytest.mark.parametrize(("mode", "compiled"), [("inference", 4), ("training step", 2)])
+def test_peers_of_a_stylegan2(mode: str, compiled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of writing it, in both layouts, plain and compiled."""
+    seen: set[str] = set()
+    monkeypatch.setattr("benchmarks.models.measure_peaks", lambda device: PEAKS)
+    monkeypatch.setattr(models, "judge_parity", lambda *args: Verdict(True, 0.0, 1.0, ""))
+    monkeypatch.setattr(models, "_call", lambda *args, **kwargs: lambda: None)
+    monkeypatch.setattr(models, "_engines", lambda *args: {})
+    monkeypatch.setattr(models, "compare", lambda base, ours, peers, *rest: seen.update(peers) or [])
+    cases = (models.ModelCase("stylegan2_32", 4, modes=(mode,), options={"resolution": 8, "max_channels": 8}),)
+    models.run_models(cases=cases, settings=replace(FAST, compiled=True), threads=1)
+    assert {f"eager, {how}{layout}" for how in ("grouped", "scaled") for layout in ("", ", channels_last")} < seen
+    assert len([name for name in seen if name.startswith("compile, ")]) == compiled
+
+
 def test_a_unit_at_its_kink_refuses_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A verdict that hangs on one batch is asked for again on another; one that stands on all of them holds."""
     verdicts = [Verdict(False, 3e-3, 7e-6, "gradient of a"), Verdict(True, 1e-6, 7e-6, "gradient of b")]

@@ -104,8 +104,10 @@ def test_two_ranks_equal_one_process(tmp_path, split, impl, dtype):
 
 
 def make_layer(kind, impl="auto"):
-    """A batch norm over 3 channels in float64, or one with the gain and bias of 4 classes; PyTorch's random state."""
+    """A batch norm over 3 channels in float64: with an activation, bare, or with the gain and bias of 4 classes."""
     options = {"activation": "silu", "impl": impl}
+    if kind == "bare":
+        return gencore.nn.BatchNorm2d(3, affine=False, impl=impl).double()
     if kind == "plain":
         return gencore.nn.BatchNorm2d(3, **options).double()
     gain, bias = nn.Embedding(4, 3), nn.Embedding(4, 3)
@@ -126,6 +128,7 @@ def twice(layer, kind, x, residual, classes, grad, v):
     ("kind", "split", "impl"),
     [
         ("plain", 1, "auto"),
+        ("bare", 2, "auto"),
         ("conditional", 3, "auto"),
         ("conditional", 1, "reference"),
         ("conditional", 0, "auto"),
