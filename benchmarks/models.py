@@ -146,7 +146,10 @@ def _run_case(case: ModelCase, mode: str, settings: Settings) -> Iterator[Result
         for layout in _FORMATS
     }
     if settings.compiled:
+        # A compiler may do better with either layout; of training steps, which take minutes to compile, one is tried.
         for how, model in written.items():
+            if mode == "inference":
+                peers[f"compile{how}"] = _call(model, images, mode, "contiguous", compiled=True)
             peers[f"compile{how}, channels_last"] = _call(model, images, mode, "channels_last", compiled=True)
         peers |= _engines(list(written.values())[-1], images, mode)
     if case.rounds is not None:

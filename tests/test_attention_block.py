@@ -105,6 +105,21 @@ def test_a_closed_gate_gives_x(impl: str) -> None:
     assert grads[-1].abs() > 0, "the gate gets no gradient and would never open"
 
 
+@pytest.mark.parametrize("impl", [name for name in IMPLEMENTATIONS if name != "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_closed_gate_gives_the_bits_of_x(impl: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    tensors, options = make((2, 8, 4, 4), d=1, dv=4, gamma=0.0, pool=True)
+    x, *rest = (t.to(dtype) for t in tensors)
+    x[:, ::2] = -0.0
+    rest[3][0] = float("inf")
+    x, bits = x.contiguous(memory_format=layout), {4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    for arguments in ((x, *rest), (x.requires_grad_(), *rest)):
+        y = F.attention_block(*arguments, **options, impl=impl)
+        assert torch.equal(y.detach().view(bits), x.detach().view(bits))
+        assert y.stride() == x.stride()
+
+
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*deprecated.*")
 def test_compiled_is_eager(impl: str) -> None:

@@ -355,6 +355,23 @@ def test_every_case_passes_its_gate_and_its_eager_twin_computes_the_same(op: str
         assert cost.bytes > 0
 
 
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [("SNGAN-32", "sngan_32"), ("SNGAN-128", "sngan_128"), ("BigGAN-128", "biggan_128")],
+)
+def test_spectral_norm_is_timed_on_the_weights_of_the_networks(network: str, name: str) -> None:
+    """Every weight of a discriminator, and nothing else."""
+    case = all_cases()["spectral_norm_list"]
+    problem = next(p for p in case.problems if p.name == f"{network} discriminator")
+    inputs = case.inputs(problem, Maker(torch.float32, torch.device("cpu"), "contiguous", torch.Generator()))
+    counted = sum(x.numel() for n, x in inputs.items() if n.startswith("weight"))
+    with torch.device("meta"):
+        discriminator = gencore.create_model(name).discriminator
+    weights = [p for p in discriminator.parameters() if p.dim() > 1]
+    assert counted == sum(p.numel() for p in weights)
+    assert len([n for n in inputs if n.startswith("weight")]) == len(weights)
+
+
 def test_run_from_python() -> None:
     rows = run(["reparameterize_kl"], quick=True, seconds=0.0, rounds=2, threads=1)
     assert rows
@@ -455,6 +472,21 @@ def test_model_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(r.status == "ok" and r.kind == "model" and r.flops > 0 and r.ratio > 0 for r in rows)
     with pytest.raises(ValueError, match="unheard_of"):
         models.run_models(["unheard_of"])
+
+
+@pytest.mark.parametrize(("mode", "compiled"), [("inference", 4), ("training step", 2)])
+def test_peers_of_a_stylegan2(mode: str, compiled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of writing it, in both layouts, plain and compiled."""
+    seen: set[str] = set()
+    monkeypatch.setattr("benchmarks.models.measure_peaks", lambda device: PEAKS)
+    monkeypatch.setattr(models, "judge_parity", lambda *args: Verdict(True, 0.0, 1.0, ""))
+    monkeypatch.setattr(models, "_call", lambda *args, **kwargs: lambda: None)
+    monkeypatch.setattr(models, "_engines", lambda *args: {})
+    monkeypatch.setattr(models, "compare", lambda base, ours, peers, *rest: seen.update(peers) or [])
+    cases = (models.ModelCase("stylegan2_32", 4, modes=(mode,), options={"resolution": 8, "max_channels": 8}),)
+    models.run_models(cases=cases, settings=replace(FAST, compiled=True), threads=1)
+    assert {f"eager, {how}{layout}" for how in ("grouped", "scaled") for layout in ("", ", channels_last")} < seen
+    assert len([name for name in seen if name.startswith("compile, ")]) == compiled
 
 
 def test_a_unit_at_its_kink_refuses_no_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,12 @@ def test_explain_names_every_implementation_and_the_reason() -> None:
     assert gencore.explain("reparameterize_kl", X, X, impl="triton").chosen is None
 
 
+def test_explain_knows_the_calls_of_another_op() -> None:
+    x, f = torch.zeros(1, 1, 4, 4), F.setup_filter([1, 3, 3, 1])
+    for function in (F.upsample2d, F.downsample2d, F.filter2d):
+        assert gencore.explain(function, x, f).chosen == gencore.explain(F.upfirdn2d, x, f).chosen
+
+
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_the_environment_variable_sets_the_default(impl: str) -> None:
     code = "import torch, gencore; x = torch.zeros(2, 2); print(gencore.explain('reparameterize_kl', x, x).chosen)"

@@ -78,6 +78,20 @@ def test_conditional_batch_norm_of_classes():
         layer(x, torch.tensor([3, 0, 0, 1]))
 
 
+@pytest.mark.parametrize(
+    ("condition", "error", "message"),
+    [
+        ([0, 3], IndexError, r"ConditionalBatchNorm2d: condition must be classes in 0..2, got 3"),
+        ([-1, 0], IndexError, r"condition must be classes in 0..2, got -1"),
+        ([0.0, 1.0], RuntimeError, r"condition must be int64 or int32, got torch.float32"),
+        ([0, 1, 2], RuntimeError, r"gain must have shape \(2, 5\), got \(3, 5\)"),
+    ],
+)
+def test_conditions_that_are_no_classes(condition, error, message):
+    with pytest.raises(error, match=message):
+        classes_norm()(torch.randn(2, 5, 3, 3), torch.tensor(condition))
+
+
 def test_conditional_batch_norm_of_vectors():
     torch.manual_seed(0)
     layer = gencore.nn.ConditionalBatchNorm2d(

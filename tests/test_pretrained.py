@@ -280,6 +280,25 @@ def test_damaged_pickles(content, tmp_path):
         read_pickle(path)
 
 
+@pytest.mark.parametrize("how", ["torch.save", "pickle"])
+def test_a_malicious_file_of_torch_is_refused(how, tmp_path):
+    """Its own message would tell to load the file without the protection."""
+    path, canary = tmp_path / "evil.pt", tmp_path / "canary"
+    content = {"g": Malicious(os.system, f"touch {canary}")}
+    torch.save(content, path) if how == "torch.save" else path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(RefusedPickle, match=r"evil.pt: refused: it wants to use posix.system, .* nothing of it"):
+        load_pretrained(stylegan2(), path, format="rosinality")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of weights", b"PK\x03\x04 cut off"])
+def test_damaged_files_of_torch(content, tmp_path):
+    path = tmp_path / "damaged.pt"
+    path.write_bytes(content)
+    with pytest.raises(RefusedPickle, match=r"damaged.pt is no file of weights"):
+        load_pretrained(stylegan2(), path, format="rosinality")
+
+
 # --- what does not fit -----------------------------------------------------------------------------------------------
 
 
@@ -302,8 +321,13 @@ def test_bad_arguments(tmp_path):
         load_pretrained(stylegan2(), {}, format="npz")
     with pytest.raises(RuntimeError, match="none of g_ema, g, d; it has weights"):
         load_pretrained(stylegan2(), {"weights": 1}, format="rosinality")
-    with pytest.raises(FileNotFoundError):
-        load_pretrained(stylegan2(), tmp_path / "none.pkl", format="stylegan2-ada")
+    with pytest.raises(RuntimeError, match="g_ema: wanted a state_dict, got a Tensor"):
+        load_pretrained(stylegan2(), {"g_ema": torch.ones(3)}, format="rosinality")
+    with pytest.raises(RuntimeError, match="g_ema: a must be a Tensor, got a int"):
+        load_pretrained(stylegan2(), {"g_ema": {"a": 3}}, format="rosinality")
+    for name in ("none.pkl", "none.pt"):
+        with pytest.raises(FileNotFoundError):
+            load_pretrained(stylegan2(), tmp_path / name, format="stylegan2-ada")
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(RefusedPickle, match=r"list.pt holds a list, wanted a dictionary"):
         load_pretrained(stylegan2(), tmp_path / "list.pt", format="rosinality")

@@ -6,10 +6,13 @@ import copy
 
 import pytest
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 import gencore
 from gencore import losses
 from gencore.nn.utils.statistics import standing_statistics
+from gencore.train import EMA, GANTraining
+from gencore.train.ema import WeightAverage
 
 SMALL = {
     "sngan_32": {"generator": (8, 8, 8, 8), "discriminator": (8, 8, 8, 8)},
@@ -66,6 +69,7 @@ def count(module):
     ("name", "options", "generator", "discriminator"),
     [
         ("sngan_32", {}, 4_276_739, 1_053_825),
+        ("sngan_32_projection", {}, 4_304_387, 1_055_105),
         ("sngan_128", {}, 32_150_787, 29_017_857),
         ("sngan_128_projection", {}, 41_996_931, 30_041_857),
         ("sagan_128", {"attention": 64}, 42_017_412, 39_448_258),
@@ -98,6 +102,16 @@ def test_table_of_biggan_512():
     assert [b.conv2.out_channels // 96 for b in blocks] == [1, 2, 4, 8, 8, 16, 16, 16]
     assert [b.down for b in blocks] == [True] * 7 + [False]
     assert hasattr(model.discriminator.stages[3], "attention_maps")
+
+
+def test_attention_of_the_papers_biggan_256():
+    """Table 5: the generator's at 128x128, the discriminator's, for want of memory, at 64x64."""
+    with torch.device("meta"):
+        model = gencore.create_model("biggan_256", generator_attention=128, linear_sees_class=True)
+    assert list(model.generator.attention) == ["128"]
+    assert model.generator.attention["128"].channels == 2 * 96
+    assert hasattr(model.discriminator.stages[2], "attention_maps")
+    assert model.generator.linear.in_features == 148
 
 
 def draw(model, n=4):
@@ -182,6 +196,24 @@ def test_classes_matter_and_are_checked():
         small("sngan_32")(torch.randn(2, 128), torch.tensor([0, 0]))
 
 
+@pytest.mark.parametrize("name", ["sngan_32_classes", "sagan_128", "biggan_32", "biggan_128", "biggan_deep_128"])
+def test_what_the_networks_are_called_with_is_checked(name):
+    model = small(name)
+    z, _, x = draw(model, 2)
+    for call in (lambda y: model(z, y), lambda y: model.discriminator(x, y)):
+        for y, error, message in (
+            (torch.tensor([0, 3]), IndexError, r"must be classes in 0\.\.2, got 3"),
+            (torch.tensor([-1, 0]), IndexError, r"must be classes in 0\.\.2, got -1"),
+            (torch.tensor([0, 1, 2]), RuntimeError, r"y must have shape \(2,\), got \(3,\)"),
+            (torch.tensor([0.0, 1.0]), RuntimeError, "y must have shape|must be int64 or int32, got torch.float32"),
+            (None, ValueError, "needs the classes"),
+        ):
+            with pytest.raises(error, match=message):
+                call(y)
+    with pytest.raises(RuntimeError, match=rf"z must have shape \[N, {z.shape[1]}\], got \(2, {z.shape[1] + 1}\)"):
+        model(torch.randn(2, z.shape[1] + 1), torch.tensor([0, 1]))
+
+
 def test_hierarchical_z():
     """Each chunk reaches its own block: the last one leaves everything before the last block as it is."""
     torch.manual_seed(0)
@@ -223,6 +255,38 @@ def test_standing_statistics_of_a_generator():
     standing_statistics(model.generator, lambda: (model.sample_latent(8, truncation=0.5), model.sample_classes(8)))
     assert not torch.allclose(model(z, y), before, atol=1e-4)
     assert not model.generator.training
+
+
+@pytest.mark.parametrize("layers", ["gencore", "torch"])
+@pytest.mark.parametrize("kind", ["decay", "half-life"])
+def test_the_average_of_normalised_weights_is_normalised(layers, kind):
+    """Weights that turn quickly: their singular vectors, averaged, would be short, and the weights too large."""
+    torch.manual_seed(0)
+    generator = small("biggan_128", layers=layers).generator
+    average = WeightAverage(generator, 0.98) if kind == "decay" else EMA(generator, half_life=64, ramp_up=None)
+    for step in range(60):
+        with torch.no_grad():
+            for weight in generator.parameters():
+                weight.add_(torch.randn_like(weight) * weight.std(correction=0) / 4)
+        generator.train()(torch.randn(2, 20), torch.tensor([0, 1]))
+        average.update_parameters(generator) if kind == "decay" else average.update(generator, batch=2, seen=2 * step)
+    found = average.module.eval()
+    largest = [torch.linalg.matrix_norm(m.weight.flatten(1), 2) for m in found.modules() if is_parametrized(m)]
+    assert len(largest) > 10
+    assert max(largest) < 1.1
+    assert min(largest) > 0.99
+
+
+def test_the_training_of_the_documentation():
+    model = small("biggan_128")
+    options = {"learning_rate": 5e-5, "learning_rate_d": 2e-4, "betas": (0, 0.999), "orthogonal": 1e-4}
+    training = GANTraining(model, loss="hinge", **options)
+    training.step(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))
+    z, y = model.sample_latent(4, truncation=0.5), model.sample_classes(4)
+    generator = training.averaged.module
+    standing_statistics(generator, lambda: (model.sample_latent(8, truncation=0.5), model.sample_classes(8)), passes=2)
+    assert generator.eval()(z, y).shape == (4, 3, 32, 32)
+    assert generator(z, generator.embed(y).lerp(generator.embed(y.flip(0)), 0.5)).shape == (4, 3, 32, 32)
 
 
 def test_refuses():

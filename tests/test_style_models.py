@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gencore
+from gencore.extension import EXTENSION
 from gencore.models.styles import NOISE_SETTINGS, Noise, mix_styles, style_layers, truncate
 
 TINY = {"resolution": 16, "channels": 2, "latent": 6, "channel_budget": 96, "max_channels": 8}
@@ -63,11 +65,26 @@ def test_shapes(name, resolution):
     assert model.discriminator(images[:3]).shape == (3,)  # fewer than a group
 
 
-@pytest.mark.parametrize("resolution", [2, 6, 48, 2048, 0, -4])
+@pytest.mark.parametrize("resolution", [2, 6, 48, 2048, 0, -4, 16.0, "16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_resolutions_that_are_none(name, resolution):
-    with pytest.raises(ValueError, match=f"resolution must be a power of two from 4 to 1024, got {resolution}"):
+    with pytest.raises(ValueError, match=f"resolution must be a power of two from 4 to 1024, got {resolution!r}"):
         gencore.create_model(name, resolution=resolution)
+
+
+@pytest.mark.parametrize("name", ["stylegan_256", "stylegan2_256"])
+def test_one_style_a_layer(name):
+    synthesis = tiny(name).generator.synthesis
+    for shape in ((2, 5, 6), (2, 7, 6), (2, 6)):
+        with pytest.raises(RuntimeError, match=r"styles must have shape \[N, 6, style\], got \(2, "):
+            synthesis(torch.randn(shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(4, 2, 8, 8), (4, 2, 16, 8), (2, 16, 16)])
+def test_images_of_another_size(name, shape):
+    with pytest.raises(RuntimeError, match=r"Discriminator: images must be \[N, C, 16, 16\]"):
+        tiny(name).discriminator(torch.randn(shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -212,6 +229,26 @@ def test_style_mixing(name):
         mix_styles(a, b, "rough")
     with pytest.raises(ValueError, match=r"one shape, got \(3, 6, 6\) and \(2, 6, 6\)"):
         mix_styles(a, b[:2], "fine")
+    with pytest.raises(ValueError, match="'fine' begins at layer 8 of 6: nothing would be mixed"):
+        mix_styles(a, b, "fine")
+    for group in ((5, 9), (16, 4), (2, 8)):
+        with pytest.raises(ValueError, match=r"from one power of two in 4..1024 up to another, got"):
+            mix_styles(a, b, group)
+
+
+@pytest.mark.skipif(not EXTENSION.loaded, reason="needs the C++ extension")
+def test_a_style_and_its_norm_are_one_op():
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    names = []
+    model = tiny("stylegan_256").eval()
+    with Calls(), torch.no_grad():
+        model.generator.synthesis(torch.randn(2, 6, 6, dtype=torch.float64))
+    assert names.count("gencore.norm_act.default") == 6
+    assert not [name for name in names if "batch_norm" in name]
 
 
 # --- noise -----------------------------------------------------------------------------------------------------------

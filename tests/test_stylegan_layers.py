@@ -27,6 +27,9 @@ def test_setup_filter() -> None:
             F.setup_filter(bad)
     with pytest.raises(RuntimeError, match="separable f must be one row"):
         F.setup_filter(torch.ones(2, 2), separable=True)
+    with pytest.raises(RuntimeError, match=r"must not sum to 0 where normalize=True, got \[1.0, -1.0\]"):
+        F.setup_filter([1, -1])
+    assert F.setup_filter([1, -1], normalize=False).sum() == 0
 
 
 @pytest.mark.parametrize("taps", [[1, 1], [1, 2, 1], [1, 3, 3, 1], [1, 4, 6, 4, 1]])
@@ -107,6 +110,11 @@ def test_small_layers() -> None:
     assert torch.equal(noise(x), x)
     torch.nn.init.ones_(noise.weight)
     torch.testing.assert_close(noise(x, x[:, :1]), x + x[:, :1])
+    for bad in (x, x[:2, :1], x[:, :1, :4], x[0, :1]):
+        with pytest.raises(RuntimeError, match=r"noise must have shape \[4 or 1, 1, 8, 8\], got"):
+            noise(x, bad)
+    with pytest.raises(RuntimeError, match=r"x must have shape \[N, 3, H, W\], got \(4, 2, 8, 8\)"):
+        noise(x[:, :2])
     assert nn.MinibatchStdDev()(x).shape == (4, 4, 8, 8)
     torch.testing.assert_close(nn.PixelNorm()(x).square().mean(1), torch.ones(4, 8, 8))
     assert nn.Upsample2d()(x).shape == (4, 3, 16, 16)

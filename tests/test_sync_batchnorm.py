@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import gencore.nn
+from gencore.nn import SyncBatchNorm
 from tests.processes import run_python
 
 # Run by each rank: its part of the joint batch through two steps of training, and one of evaluation.
@@ -36,13 +37,30 @@ dist.destroy_process_group()
 """
 
 
-def run_ranks(folder: Path, case: dict, impl: str) -> list:
+# Run by each rank: first and second derivatives of a layer on its part of the joint batch.
+TWICE = """
+import sys, torch, torch.distributed as dist
+from tests.test_sync_batchnorm import SyncBatchNorm, make_layer, twice
+folder, rank, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+case = torch.load(f"{folder}/case.pt")
+first, last = case["parts"][rank]
+layer = make_layer(kind, case["impl"])
+layer.load_state_dict(case["state"])
+layer = SyncBatchNorm.convert_sync_batchnorm(layer)
+results = twice(layer, kind, *(case[n][first:last].clone() for n in ("x", "residual", "classes", "grad", "v")))
+torch.save([*results, *layer.buffers()], f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def run_ranks(folder: Path, case: dict, last: str, script: str = RANK) -> list:
     from concurrent.futures import ThreadPoolExecutor
 
     torch.save(case, folder / "case.pt")
     with ThreadPoolExecutor(2) as pool:
         runs = [
-            pool.submit(run_python, "-c", RANK, str(folder), str(rank), impl, OMP_NUM_THREADS="1") for rank in (0, 1)
+            pool.submit(run_python, "-c", script, str(folder), str(rank), last, OMP_NUM_THREADS="1") for rank in (0, 1)
         ]
         for run in runs:
             assert run.result().returncode == 0, run.result().stderr[-3000:]
@@ -85,6 +103,56 @@ def test_two_ranks_equal_one_process(tmp_path, split, impl, dtype):
             torch.testing.assert_close(a, b, **(close if b.is_floating_point() else {}))
 
 
+def make_layer(kind, impl="auto"):
+    """A batch norm over 3 channels in float64: with an activation, bare, or with the gain and bias of 4 classes."""
+    options = {"activation": "silu", "impl": impl}
+    if kind == "bare":
+        return gencore.nn.BatchNorm2d(3, affine=False, impl=impl).double()
+    if kind == "plain":
+        return gencore.nn.BatchNorm2d(3, **options).double()
+    gain, bias = nn.Embedding(4, 3), nn.Embedding(4, 3)
+    return gencore.nn.ConditionalBatchNorm2d(3, gain, bias, gain_offset=1.0, **options).double()
+
+
+def twice(layer, kind, x, residual, classes, grad, v):
+    """y; the gradients of <y, grad> for inputs and weights; and the gradients of <the first of them, v>."""
+    leaves = [x.requires_grad_(), grad.requires_grad_(), *layer.parameters()]
+    y = layer(x, classes) if kind == "conditional" else layer(x, residual)
+    first = torch.autograd.grad(y, [x, *layer.parameters()], grad, create_graph=True)
+    second = torch.autograd.grad((first[0] * v).sum(), leaves)
+    return [t.detach() for t in (y, first[0], *second[:2], *first[1:], *second[2:])]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+@pytest.mark.parametrize(
+    ("kind", "split", "impl"),
+    [
+        ("plain", 1, "auto"),
+        ("bare", 2, "auto"),
+        ("conditional", 3, "auto"),
+        ("conditional", 1, "reference"),
+        ("conditional", 0, "auto"),
+    ],
+)
+def test_first_and_second_derivatives_of_two_ranks(tmp_path, kind, split, impl):
+    """A conditional norm too, converted as BigGAN's networks need it."""
+    torch.manual_seed(0)
+    single = make_layer(kind)
+    for parameter in single.parameters():
+        nn.init.normal_(parameter)
+    case = {n: torch.randn(6, 3, 4, 5, dtype=torch.float64) for n in ("x", "residual", "grad", "v")}
+    case |= {"classes": torch.tensor([0, 3, 3, 1, 0, 3]), "parts": [(0, split), (split, 6)], "impl": impl}
+    case["state"] = {k: v.clone() for k, v in single.state_dict().items()}
+    ranks = run_ranks(tmp_path, case, kind, TWICE)
+    wanted = twice(single, kind, *(case[n] for n in ("x", "residual", "classes", "grad", "v")))
+    for i, value in enumerate(wanted):
+        # Of inputs each rank has its samples; of weights what its samples give.
+        parts = [rank[i] for rank in ranks]
+        torch.testing.assert_close(torch.cat(parts) if i < 4 else sum(parts), value, rtol=1e-10, atol=1e-10)
+    for rank in ranks:
+        torch.testing.assert_close(rank[len(wanted) :], list(single.buffers()), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_a_joint_batch_of_one_value_is_refused_everywhere(tmp_path):
     case = {n: torch.randn(1, 3, 1, 1) for n in ("x", "residual", "grad")} | {"parts": [(0, 0), (0, 1)]}
@@ -120,3 +188,14 @@ def test_convert():
     assert not model[1].training
     assert list(model.state_dict()) == list(before)
     assert isinstance(gencore.nn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm2d(2)), gencore.nn.SyncBatchNorm)
+
+
+def test_convert_conditional():
+    generator = gencore.create_model("biggan_32", width=2, classes=3).generator.eval()
+    before, z, y = generator.state_dict(), torch.randn(2, 128), torch.tensor([0, 2])
+    images = generator(z, y)
+    converted = SyncBatchNorm.convert_sync_batchnorm(generator)
+    kinds = {type(m) for m in converted.modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
+    assert kinds == {SyncBatchNorm, gencore.nn.SyncConditionalBatchNorm2d}
+    assert list(converted.state_dict()) == list(before)
+    assert torch.equal(converted(z, y), images)

@@ -26,6 +26,7 @@ class SelfAttention(Case):
         _problem("64x64, C=64, pooled, batch 8", 8, 4096, 1024, 8, 32, quick=True),
         _problem("64x64, C=64, batch 4", 4, 4096, 4096, 8, 64),
         _problem("32x32, C=256, batch 8", 8, 1024, 1024, 32, 256),
+        _problem("32x32, C=512, batch 4", 4, 1024, 1024, 64, 512),
     )
 
     def inputs(self, problem: Problem, make: Maker) -> Inputs:

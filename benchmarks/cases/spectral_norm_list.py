@@ -5,37 +5,37 @@ One training forward over all layers of a network: an iteration of the power met
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 import gencore.functional
 from benchmarks.case import Call, Case, Cost, Inputs, Maker, Outputs, Problem
+from gencore.models import create_model
 
 EPS = 1e-12
-Shapes = tuple[tuple[int, ...], ...]
-
-
-def _residual_discriminator(width: int, widths: tuple[int, ...], attention_after: int | None) -> Shapes:
-    """The 3x3 and 1x1 convolutions and the last linear layer of a discriminator of residual blocks."""
-    shapes, before = [], 3
-    for i, factor in enumerate(widths):
-        after = width * factor
-        shapes += [(after, before, 3, 3), (after, after, 3, 3)] + [(after, before, 1, 1)] * (before != after)
-        if i == attention_after:
-            narrow, half = after // 8, after // 2
-            shapes += [(narrow, after, 1, 1), (narrow, after, 1, 1), (half, after, 1, 1), (after, half, 1, 1)]
-        before = after
-    return (*shapes, (1, before))
-
-
-NETWORKS: dict[str, Shapes] = {
-    # DCGAN's widths over four, at which calls cost more than memory.
-    "small network": ((16, 3, 4, 4), (32, 16, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (1, 2048)),
-    "SNGAN-32 discriminator": _residual_discriminator(128, (1, 1, 1, 1), None),
-    "SNGAN-128 discriminator": _residual_discriminator(64, (1, 2, 4, 8, 16, 16), None),
-    "BigGAN-128 discriminator": _residual_discriminator(96, (1, 2, 4, 8, 16, 16), 0),
+# DCGAN's widths over four, at which calls cost more than memory.
+SMALL = ((16, 3, 4, 4), (32, 16, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (1, 2048))
+MODELS = {
+    "SNGAN-32 discriminator": "sngan_32",
+    "SNGAN-128 discriminator": "sngan_128",
+    "BigGAN-128 discriminator": "biggan_128",
 }
+
+
+@cache
+def shapes(network: str) -> tuple[tuple[int, ...], ...]:
+    """Of all weights that have spectral norm in the network, layer by layer."""
+    if network not in MODELS:
+        return SMALL
+    with torch.device("meta"):
+        discriminator: Any = create_model(MODELS[network]).discriminator
+    layers = [m for m in discriminator.modules() if is_parametrized(m, "weight")]
+    return tuple(tuple(layer.parametrizations.weight.original.shape) for layer in layers)
 
 
 class SpectralNormList(Case):
@@ -51,7 +51,7 @@ class SpectralNormList(Case):
 
     def inputs(self, problem: Problem, make: Maker) -> Inputs:
         inputs = {}
-        for i, shape in enumerate(NETWORKS[problem.name]):
+        for i, shape in enumerate(shapes(problem.name)):
             weight = make.normal(*shape, scale=0.02)
             inputs[f"weight{i}"] = weight
             for name, length in (("u", shape[0]), ("v", weight[0].numel())):
@@ -72,7 +72,7 @@ class SpectralNormList(Case):
         return tuple(_normalised(*layer) for layer in zip(weights, us, vs, strict=True))
 
     def cost(self, problem: Problem, mode: str, itemsize: int) -> Cost:
-        count = sum(torch.Size(shape).numel() for shape in NETWORKS[problem.name])
+        count = sum(torch.Size(shape).numel() for shape in shapes(problem.name))
         return Cost(5 * count, 4 * count * itemsize)  # read for v, for u and sigma, and for W / sigma, which is written
 
 

@@ -7,7 +7,9 @@ no shared embedding, no hierarchy).
 
 ``biggan_512`` is the paper's table 6 (85,613,796 / 144,195,362). The code that was released differs: its discriminator
 doubles the channels one block later and has 16 ch but once, and its first linear layer does not see the class
-embedding; that is ``biggan_512_released``.
+embedding; that is ``biggan_512_released``. ``biggan_128`` and ``biggan_256`` are as released: in the paper's tables 4
+and 5 the first linear layer sees the class embedding too, and at 256x256 the generator has its attention at 128x128,
+which ``linear_sees_class=True`` and ``generator_attention=128`` make.
 """
 
 from __future__ import annotations
@@ -19,9 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from gencore.models.registry import register_model
-from gencore.models.residual import GeneratorBlock, Parts, ResidualDiscriminator, check_classes, sample_classes
+from gencore.models.residual import (
+    GeneratorBlock,
+    Parts,
+    ResidualDiscriminator,
+    check_condition,
+    check_latent,
+    sample_classes,
+)
 from gencore.models.resolutions import sample_normal
 from gencore.nn.layers import Layers, get_layers
+from gencore.ops._checks import check_classes
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class BigGANConfig:
         latent: length of z where ``chunk`` is 0.
         linear_sees_class: the first linear layer gets the class embedding beside its chunk.
         attention: resolution of the self-attention in both networks; 0 for none.
+        generator_attention: of the generator's, where it is another one.
     """
 
     resolution: int = 128
@@ -56,6 +67,7 @@ class BigGANConfig:
     latent: int = 128
     linear_sees_class: bool = False
     attention: int = 64
+    generator_attention: int | None = None
 
     def __post_init__(self) -> None:
         if self.resolution != 4 << (len(self.generator) - 1):
@@ -82,6 +94,7 @@ class BigGANGenerator(nn.Module):
         parts = Parts(layers, spectral_norm=True, orthogonal=True)
         widths = [config.width * factor for factor in config.generator]
         self.chunk, self.linear_sees_class = config.chunk, config.linear_sees_class
+        self.latent = config.latent_length
         self.shared: nn.Embedding | None = None
         if config.shared:
             self.shared = nn.Embedding(config.classes, config.shared)
@@ -90,13 +103,14 @@ class BigGANGenerator(nn.Module):
         else:
             condition = {"classes": config.classes}
         first = config.chunk or config.latent
+        attention = config.attention if config.generator_attention is None else config.generator_attention
         self.linear = parts.linear(first + config.shared * config.linear_sees_class, 16 * widths[0])
         self.blocks = nn.ModuleDict()  # by the resolution that comes out
         self.attention = nn.ModuleDict()
         for i, (inputs, outputs) in enumerate(pairwise(widths)):
             resolution = 8 << i
             self.blocks[str(resolution)] = GeneratorBlock(parts, inputs, outputs, **condition)
-            if resolution == config.attention:
+            if resolution == attention:
                 self.attention[str(resolution)] = parts.attention(outputs)
         self.norm = parts.norm(widths[-1])
         self.to_image = parts.conv(widths[-1], config.channels, activation="tanh")
@@ -106,10 +120,12 @@ class BigGANGenerator(nn.Module):
         """Embeddings ``[N, shared]`` of classes ``[N]``; what is one already is passed through."""
         if self.shared is None or y.is_floating_point():
             return y
+        check_classes("generator", "y", y, self.shared.num_embeddings)
         return self.shared(y)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        check_classes(y, True)
+        check_latent(z, self.latent)
+        check_condition(y, True, len(z), 0 if self.shared is None else self.shared.embedding_dim)
         embedded = self.embed(y)
         chunks = z.split(self.chunk, dim=1) if self.chunk else [z] * (1 + len(self.blocks))
         first = torch.cat([embedded, chunks[0]], 1) if self.linear_sees_class else chunks[0]

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from gencore.models.biggan import truncated_normal
 from gencore.models.registry import register_model
-from gencore.models.residual import Parts, ProjectionHead, check_classes, sample_classes, upsample
+from gencore.models.residual import Parts, ProjectionHead, check_condition, check_latent, sample_classes, upsample
 from gencore.models.resolutions import sample_normal
 from gencore.nn.layers import Layers, get_layers
+from gencore.ops._checks import check_classes
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class BigGANDeepGenerator(nn.Module):
         super().__init__()
         parts = Parts(layers, spectral_norm=True, orthogonal=True)
         widths, condition = [config.width * factor for factor in config.generator], config.latent + config.shared
+        self.latent = config.latent
         self.shared = nn.Embedding(config.classes, config.shared)
         nn.init.orthogonal_(self.shared.weight)
         self.linear = parts.linear(condition, 16 * widths[0])
@@ -126,10 +128,14 @@ class BigGANDeepGenerator(nn.Module):
 
     def embed(self, y: Tensor) -> Tensor:
         """Embeddings ``[N, shared]`` of classes ``[N]``; what is one already is passed through."""
-        return y if y.is_floating_point() else self.shared(y)
+        if y.is_floating_point():
+            return y
+        check_classes("generator", "y", y, self.shared.num_embeddings)
+        return self.shared(y)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        check_classes(y, True)
+        check_latent(z, self.latent)
+        check_condition(y, True, len(z), self.shared.embedding_dim)
         condition = torch.cat([z, self.embed(y)], 1)
         x = self.linear(condition).unflatten(1, (-1, 4, 4))
         pair: Any

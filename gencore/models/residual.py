@@ -18,6 +18,7 @@ from gencore.nn.attention import SelfAttention2d
 from gencore.nn.conditional import ConditionalBatchNorm2d
 from gencore.nn.layers import Layers
 from gencore.nn.utils.parametrizations import spectral_norm, spectral_norm_model
+from gencore.ops import _checks
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,11 @@ class ProjectionHead(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         h = F.relu(x).sum((2, 3))
         logits = self.linear(h).squeeze(1)
-        check_classes(y, self.embedding is not None)
-        return logits if self.embedding is None else logits + (self.embedding(y) * h).sum(1)
+        check_condition(y, self.embedding is not None, len(x))
+        if self.embedding is None or y is None:
+            return logits
+        _checks.check_classes("discriminator", "y", y, self.embedding.num_embeddings)
+        return logits + (self.embedding(y) * h).sum(1)
 
 
 class ResidualDiscriminator(nn.Module):
@@ -182,12 +186,22 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def check_classes(y: Tensor | None, wanted: bool) -> None:
-    """Raises a ValueError where classes are missing, or given to a network that knows none."""
+def check_latent(z: Tensor, length: int) -> None:
+    """Raises a RuntimeError where z is not ``[N, length]``."""
+    if z.dim() != 2 or z.shape[1] != length:
+        raise RuntimeError(f"generator: z must have shape [N, {length}], got {tuple(z.shape)}")
+
+
+def check_condition(y: Tensor | None, wanted: bool, samples: int, embedded: int = 0) -> None:
+    """Raises a ValueError where classes are missing, or given to a network that knows none, and a RuntimeError where
+    they are not ``[samples]`` (or embeddings of this length). Which classes there are is for the embedding to check."""
     if wanted and y is None:
         raise ValueError("this network is conditional: it needs the classes y [N]")
     if y is not None and not wanted:
         raise ValueError("this network has no classes: y must be None")
+    if y is not None:
+        is_embedding = embedded > 0 and y.is_floating_point()
+        _checks.check_shape("classes", "y", y, (samples, embedded) if is_embedding else (samples,))
 
 
 def sample_classes(model: nn.Module, count: int, classes: int, generator: torch.Generator | None) -> Tensor:

@@ -12,8 +12,8 @@ def resolutions(top: int) -> list[int]:
     Raises:
         ValueError: if ``top`` is no power of two from 4 to 1024.
     """
-    if not 4 <= top <= 1024 or top & (top - 1):
-        raise ValueError(f"resolution must be a power of two from 4 to 1024, got {top}")
+    if not isinstance(top, int) or not 4 <= top <= 1024 or top & (top - 1):
+        raise ValueError(f"resolution must be a power of two from 4 to 1024, got {top!r}")
     return [1 << i for i in range(2, top.bit_length())]
 
 

@@ -4,7 +4,8 @@ Miyato, Kataoka, Koyama and Yoshida, "Spectral Normalization for Generative Adve
 Miyato and Koyama, "cGANs with Projection Discriminator", 2018; Zhang, Goodfellow, Metaxas and Odena, "Self-Attention
 Generative Adversarial Networks", 2019.
 
-Parameters, generator / discriminator: 4,276,739 / 1,053,825 (``sngan_32``); 32,150,787 / 29,017,857 (``sngan_128``);
+Parameters, generator / discriminator: 4,276,739 / 1,053,825 (``sngan_32``), for the ten classes of CIFAR-10 4,304,387 /
+1,055,105 (``sngan_32_projection``); 32,150,787 / 29,017,857 (``sngan_128``);
 41,996,931 / 30,041,857 (``sngan_128_projection``); with attention at 64x64, 42,017,412 / 39,448,258 (``sagan_128``; at
 the paper's 32x32 it has a few more).
 
@@ -21,7 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from gencore.models.registry import register_model
-from gencore.models.residual import GeneratorBlock, Parts, ResidualDiscriminator, check_classes, sample_classes
+from gencore.models.residual import (
+    GeneratorBlock,
+    Parts,
+    ResidualDiscriminator,
+    check_condition,
+    check_latent,
+    sample_classes,
+)
 from gencore.models.resolutions import sample_normal
 from gencore.nn.layers import Layers, get_layers
 
@@ -71,7 +79,7 @@ class SNGANGenerator(nn.Module):
         super().__init__()
         parts = Parts(layers, config.generator_spectral_norm, orthogonal=False)
         widths = config.generator
-        self.conditional = config.classes > 0
+        self.latent, self.conditional = config.latent, config.classes > 0
         self.linear = parts.linear(config.latent, 16 * widths[0])
         self.blocks = nn.ModuleDict()  # by the resolution that comes out
         self.attention = nn.ModuleDict()
@@ -85,7 +93,8 @@ class SNGANGenerator(nn.Module):
         parts.batch(self)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        check_classes(y, self.conditional)
+        check_latent(z, self.latent)
+        check_condition(y, self.conditional, len(z))
         condition = () if y is None else (y,)
         x = self.linear(z).unflatten(1, (-1, 4, 4))
         for resolution, block in self.blocks.items():
@@ -105,6 +114,7 @@ _128 = SNGANConfig(
 
 @register_model(
     sngan_32=SNGANConfig(),
+    sngan_32_projection=SNGANConfig(classes=10),
     sngan_128=_128,
     sngan_128_projection=replace(_128, classes=1000),
     sagan_128=replace(_128, classes=1000, wide=True, generator_spectral_norm=True, attention=32),

@@ -16,7 +16,7 @@ import gencore.functional as F
 from gencore.models.progan import HE, Discriminator, Growing, ProGANConfig, double
 from gencore.models.registry import register_model
 from gencore.models.resolutions import sample_normal
-from gencore.models.styles import MappingNetwork, Noise, StyleGenerator
+from gencore.models.styles import MappingNetwork, Noise, StyleGenerator, check_styles
 from gencore.nn import Blur, EqualizedConv2d, EqualizedLinear, NoiseInjection
 from gencore.nn.layers import Layers, get_layers
 
@@ -58,8 +58,8 @@ class Stylize(nn.Module):
         if drawn is not None:
             x = self.noise(x, drawn)
         x = F.bias_act(x, self.bias, act="lrelu", gain=1, impl=self.impl)
-        scale, shift = self.affine(w)[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(shift, torch.nn.functional.instance_norm(x, eps=1e-8), scale + 1)
+        scale, shift = self.affine(w).chunk(2, dim=1)
+        return F.instance_norm_act(x, scale + 1, shift, eps=1e-8, impl=self.impl)
 
 
 class SynthesisBlock(nn.Module):
@@ -96,6 +96,7 @@ class Synthesis(Growing):
         )
 
     def forward(self, styles: Tensor, noise: Noise | str = "random") -> Tensor:
+        check_styles(styles, 2 * len(self.resolutions))
         noise = Noise.of(noise)
         resolution, alpha = self.now()
         x = before = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gencore.models.registry import register_model
 from gencore.models.resolutions import resolutions, sample_normal, width
-from gencore.models.styles import MappingNetwork, Noise, StyleGenerator
+from gencore.models.styles import MappingNetwork, Noise, StyleGenerator, check_styles
 from gencore.nn import EqualizedConv2d, EqualizedLinear, MinibatchStdDev, ModulatedConv2d, Upsample2d
 from gencore.nn.layers import Layers, get_layers
 
@@ -103,6 +103,7 @@ class Synthesis(nn.Module):
         self.blocks = nn.ModuleDict({str(r): SynthesisBlock(config, r, impl) for r in resolutions(config.resolution)})
 
     def forward(self, styles: Tensor, noise: Noise | str = "random") -> Tensor:
+        check_styles(styles, 2 * len(self.blocks))
         noise = Noise.of(noise)
         x = image = None
         for i, block in enumerate(self.blocks.values()):
@@ -136,6 +137,7 @@ class Discriminator(nn.Module):
         super().__init__()
         options: dict[str, Any] = {"clamp": config.clamp, "impl": impl}
         top, last = config.resolution, config.width(4)
+        self.resolution = top
         self.from_rgb = EqualizedConv2d(config.channels, config.width(top), 1, activation="lrelu", **options)
         self.blocks = nn.ModuleDict(
             {
@@ -149,6 +151,10 @@ class Discriminator(nn.Module):
         self.to_logit = EqualizedLinear(last, 1, impl=impl)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[2:] != (self.resolution, self.resolution):
+            raise RuntimeError(
+                f"Discriminator: images must be [N, C, {self.resolution}, {self.resolution}], got {tuple(images.shape)}"
+            )
         x = self.from_rgb(images)
         for block in self.blocks.values():
             x = block(x)

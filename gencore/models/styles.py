@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gencore.functional as F
+from gencore.models.resolutions import resolutions
 from gencore.nn import EqualizedLinear
 
 # Section 3.1 and figure 5: which resolutions' styles to copy for a pose, for a face, for colours.
@@ -67,13 +68,15 @@ def style_layers(group: str | tuple[int, int]) -> slice:
     """The layers from one resolution to another, both included; or those of a group in :data:`STYLE_GROUPS`.
 
     Raises:
-        ValueError: if there is no such group.
+        ValueError: if there is no such group, or the resolutions are no powers of two in rising order.
     """
     if isinstance(group, str):
         if group not in STYLE_GROUPS:
             raise ValueError(f"a style group must be one of {', '.join(STYLE_GROUPS)}; got {group!r}")
         group = STYLE_GROUPS[group]
     low, high = group
+    if not {low, high} <= set(resolutions(1024)) or low > high:
+        raise ValueError(f"a style group must go from one power of two in 4..1024 up to another, got {group}")
     return slice(2 * (low.bit_length() - 3), 2 * (high.bit_length() - 2))
 
 
@@ -84,13 +87,23 @@ def mix_styles(a: Tensor, b: Tensor, group: str | tuple[int, int]) -> Tensor:
         group: ``"coarse"`` (4 to 8), ``"middle"`` (16 to 32), ``"fine"`` (64 on), or resolutions ``(from, to)``.
 
     Raises:
-        ValueError: if the shapes differ, or there is no such group.
+        ValueError: if the shapes differ, there is no such group, or none of its layers are among the styles'.
     """
     if a.shape != b.shape:
         raise ValueError(f"mix_styles: both styles must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     mixed, layers = a.clone(), style_layers(group)
+    if layers.start >= a.shape[1]:
+        raise ValueError(
+            f"mix_styles: the group {group!r} begins at layer {layers.start} of {a.shape[1]}: nothing would be mixed"
+        )
     mixed[:, layers] = b[:, layers]
     return mixed
+
+
+def check_styles(styles: Tensor, layers: int) -> None:
+    """Raises a RuntimeError where there is not one style a layer."""
+    if styles.dim() != 3 or styles.shape[1] != layers:
+        raise RuntimeError(f"synthesis: styles must have shape [N, {layers}, style], got {tuple(styles.shape)}")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from gencore.nn.stylegan import (
     PixelNorm,
     Upsample2d,
 )
-from gencore.nn.syncbatchnorm import SyncBatchNorm
+from gencore.nn.syncbatchnorm import SyncBatchNorm, SyncConditionalBatchNorm2d
 
 __all__ = [
     "AdaIN",
@@ -46,5 +46,6 @@ __all__ = [
     "PixelNorm",
     "SelfAttention2d",
     "SyncBatchNorm",
+    "SyncConditionalBatchNorm2d",
     "Upsample2d",
 ]

@@ -11,6 +11,7 @@ import gencore.functional as F
 from gencore.nn.batchnorm import running_statistics
 from gencore.nn.conv import Linear
 from gencore.ops._activation import check_activation
+from gencore.ops._checks import check_classes
 
 
 class ConditionalBatchNorm2d(torch.nn.modules.batchnorm._NormBase):
@@ -27,6 +28,10 @@ class ConditionalBatchNorm2d(torch.nn.modules.batchnorm._NormBase):
         activation: None, ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"silu"``.
         negative_slope: of the leaky ReLU.
         impl: which implementation of :func:`gencore.functional.conditional_batch_norm` runs.
+
+    Raises:
+        IndexError: a class that the embedding of gains does not have.
+        ValueError, RuntimeError: as :func:`gencore.functional.conditional_batch_norm`.
     """
 
     bias: Any  # a layer, where the base class has a parameter
@@ -59,17 +64,24 @@ class ConditionalBatchNorm2d(torch.nn.modules.batchnorm._NormBase):
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         """``activation((gain_offset + gain(condition)) * batch_norm(input) + bias(condition))``."""
-        gain = self.gain(condition)
+        gain, bias = self.affine_of(condition)
         return F.conditional_batch_norm(
             input,
-            gain + self.gain_offset if self.gain_offset else gain,
-            self.bias(condition),
+            gain,
+            bias,
             **running_statistics(self),
             eps=self.eps,
             activation=self.activation or "identity",
             negative_slope=self.negative_slope,
             impl=self.impl,
         )
+
+    def affine_of(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and bias, ``[N, C]`` each."""
+        if isinstance(self.gain, nn.Embedding):
+            check_classes(type(self).__name__, "condition", condition, self.gain.num_embeddings)
+        gain = self.gain(condition)
+        return gain + self.gain_offset if self.gain_offset else gain, self.bias(condition)
 
 
 class AdaIN(nn.Module):

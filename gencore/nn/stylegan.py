@@ -255,10 +255,22 @@ class NoiseInjection(nn.Module):
         self.weight = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """``noise``: ``[N or 1, 1, H, W]``; None: standard normal, drawn by ``generator``."""
+        """``noise``: ``[N or 1, 1, H, W]``; None: standard normal, drawn by ``generator``.
+
+        Raises:
+            RuntimeError: x has another number of channels, or the noise another shape.
+        """
+        channels = self.weight.numel()
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise RuntimeError(f"NoiseInjection: x must have shape [N, {channels}, H, W], got {tuple(x.shape)}")
         if noise is None:
             shape = (x.shape[0], 1, *x.shape[2:])
             noise = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+        n, _, h, w = x.shape
+        if noise.shape[1:] != (1, h, w) or (noise.shape[0] != n and noise.shape[0] != 1):
+            raise RuntimeError(
+                f"NoiseInjection: noise must have shape [{n} or 1, 1, {h}, {w}], got {tuple(noise.shape)}"
+            )
         return torch.addcmul(x, noise, self.weight[:, None, None])
 
     def extra_repr(self) -> str:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from gencore import reference
 from gencore.nn.batchnorm import _BatchNormAct, running_statistics
-from gencore.ops import norm_core
-from gencore.ops._checks import check_same, compute_dtype
-from gencore.ops.batch_norm_act import OP
+from gencore.nn.conditional import ConditionalBatchNorm2d
+from gencore.ops import batch_norm_act, conditional_batch_norm, norm_core
+from gencore.ops._checks import check_floating, check_same, compute_dtype
+from gencore.ops._library import differentiate
+from gencore.ops.norm_core import check_vector
 
 
 class SyncBatchNorm(_BatchNormAct):
@@ -22,7 +23,7 @@ class SyncBatchNorm(_BatchNormAct):
     In training, the mean and variance are those of the joint batch of all processes of the group, each weighted by the
     number of its samples: batches may differ in size, and a process may have none. Without an initialised process
     group, with one process alone, and in evaluation it is :class:`gencore.nn.BatchNorm2d`. Every process must call the
-    layer, and its backward, equally often. First derivatives only.
+    layer, its backward and the backward of that equally often: derivatives of every order sum over the processes too.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats: as in ``torch.nn``.
@@ -52,27 +53,25 @@ class SyncBatchNorm(_BatchNormAct):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """``activation(batch_norm(input) + residual)`` by the joint statistics."""
-        uses_batch = self.training or self.running_mean is None
-        if not uses_batch or not dist.is_initialized() or dist.get_world_size(self.process_group) == 1:
+        if not _is_joint(self):
             return super().forward(input, residual)
         self._check_input_dim(input)
+        check_vector("SyncBatchNorm", "weight", self.weight, input)
         if residual is not None:
             check_same("SyncBatchNorm", "residual", residual, "input", input)
-        running = running_statistics(self)
-        config = self.eps, self.activation or "identity", self.negative_slope, OP.select(self.impl, input)
-        group = self.process_group
-        y, mean, var, count = _SyncNorm.apply(input, residual, self.weight, self.bias, group, *config)
-        if running["running_mean"] is not None:
-            unbiased = var * (count / (count - 1))
-            running["running_mean"].lerp_(mean.to(running["running_mean"].dtype), running["momentum"])
-            running["running_var"].lerp_(unbiased.to(running["running_var"].dtype), running["momentum"])
-        return y
+        impl = batch_norm_act.OP.select(self.impl, input)
+        return _normalise(self, input, residual, self.weight, self.bias, impl)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
-        """``module`` with every batch norm layer, gencore's or PyTorch's, replaced by a synchronised one that shares
-        its parameters and buffers. A batch norm itself is returned replaced; other modules are changed in place."""
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not isinstance(module, cls):
+        """``module`` with every batch norm layer, gencore's or PyTorch's, conditional ones included, replaced by a
+        synchronised one that shares its parameters and buffers. A batch norm itself is returned replaced; other modules
+        are changed in place."""
+        if isinstance(module, SyncConditionalBatchNorm2d | cls):
+            return module
+        if isinstance(module, ConditionalBatchNorm2d):
+            return SyncConditionalBatchNorm2d.of(module, process_group)
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             epilogue = {k: getattr(module, k) for k in ("activation", "negative_slope", "impl") if hasattr(module, k)}
             converted = cls(
                 module.num_features,
@@ -92,7 +91,67 @@ class SyncBatchNorm(_BatchNormAct):
         return module
 
 
-class _SyncNorm(torch.autograd.Function):
+class SyncConditionalBatchNorm2d(ConditionalBatchNorm2d):
+    """:class:`gencore.nn.ConditionalBatchNorm2d` by the statistics of all processes, as :class:`SyncBatchNorm` takes
+    them: BigGAN's cross-replica batch norm.
+
+    Args:
+        num_features, gain, bias: as in :class:`gencore.nn.ConditionalBatchNorm2d`.
+        process_group: the processes that share statistics; None for all.
+        options: the others of :class:`gencore.nn.ConditionalBatchNorm2d`.
+    """
+
+    def __init__(
+        self, num_features: int, gain: nn.Module, bias: nn.Module, *, process_group: Any = None, **options: Any
+    ) -> None:
+        super().__init__(num_features, gain, bias, **options)
+        self.process_group = process_group
+
+    @classmethod
+    def of(cls, layer: ConditionalBatchNorm2d, process_group: Any = None) -> SyncConditionalBatchNorm2d:
+        """The synchronised twin of ``layer``, with its layers of gain and bias and its buffers."""
+        names = ("gain_offset", "eps", "momentum", "track_running_stats", "activation", "negative_slope", "impl")
+        options = {name: getattr(layer, name) for name in names}
+        twin = cls(layer.num_features, layer.gain, layer.bias, process_group=process_group, **options)
+        twin._buffers.update(layer._buffers)
+        twin.training = layer.training
+        return twin
+
+    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+        """:class:`gencore.nn.ConditionalBatchNorm2d`'s, by the joint statistics."""
+        if not _is_joint(self):
+            return super().forward(input, condition)
+        where = "SyncConditionalBatchNorm2d"
+        check_floating(where, "input", input)
+        gain, bias = self.affine_of(condition)
+        check_vector(where, "gain", gain, input, per_sample=True)
+        check_vector(where, "bias", bias, input, per_sample=True)
+        return _normalise(self, input, None, gain, bias, conditional_batch_norm.OP.select(self.impl, input))
+
+
+def _is_joint(layer: Any) -> bool:
+    """Whether statistics are taken, and over more than one process."""
+    uses_batch = layer.training or layer.running_mean is None
+    return uses_batch and dist.is_initialized() and dist.get_world_size(layer.process_group) > 1
+
+
+def _normalise(
+    layer: Any, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, impl: str
+) -> Tensor:
+    """The joint norm with the layer's settings; moves its running statistics."""
+    running = running_statistics(layer)
+    config = layer.eps, layer.activation or "identity", layer.negative_slope, impl
+    y, mean, var, count = _Forward.apply(x, residual, weight, bias, layer.process_group, *config)
+    if running["running_mean"] is not None:
+        unbiased = var * (count / (count - 1))
+        running["running_mean"].lerp_(mean.to(running["running_mean"].dtype), running["momentum"])
+        running["running_var"].lerp_(unbiased.to(running["running_var"].dtype), running["momentum"])
+    return y
+
+
+class _Forward(torch.autograd.Function):
+    """weight and bias: ``[C]`` or ``[N, C]``. Returns y, and the joint mean, variance and count, without gradients."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -113,45 +172,113 @@ class _SyncNorm(torch.autograd.Function):
                 "SyncBatchNorm: expected more than 1 value per channel when training, "
                 f"got input size {tuple(x.shape)} in a joint batch of one value"
             )
-        w, b = (None if v is None else v.to(compute) for v in (weight, bias))
+        w, b = _to(weight, compute), _to(bias, compute)
         config = eps, activation, negative_slope
-        if impl == "reference":
-            y = reference.batch_norm_act(x, w, b, mean, var, False, 0.0, *config, residual).to(x.dtype)
-        else:
+        if impl != "reference":
             y = norm_core.FORWARD(x, residual, w, b, mean, var, False, *config, impl)[0]
-        ctx.save_for_backward(x, residual, w, b, mean, var)
-        ctx.config, ctx.impl, ctx.group, ctx.count = config, impl, group, count
+        elif w is not None and b is not None and w.dim() == 2:
+            y = reference.conditional_batch_norm(x, w, b, mean, var, False, 0.0, *config)
+        else:
+            y = reference.batch_norm_act(x, w, b, mean, var, False, 0.0, *config, residual).to(x.dtype)
+        ctx.save_for_backward(x, residual, weight, bias, mean, var)
+        ctx.config = count, group, *config, impl
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var, count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, *_: Any) -> Any:
         x, residual, weight, bias, mean, var = ctx.saved_tensors
-        inputs = grad_y, x, residual, weight, bias, mean, var, False, False, *ctx.config
-        if ctx.impl == "reference":
-            grad_x, grad_weight, grad_bias, grad_residual = reference.norm_act_backward(*inputs)
-        else:
-            grad_x, grad_weight, grad_bias, grad_residual = norm_core.BACKWARD(*inputs, ctx.impl)
-        if residual is not None and ctx.config[1] == "identity":
+        compute = mean.dtype
+        affine = _to(weight, compute), _to(bias, compute)
+        grad_x, grad_weight, grad_bias, grad_residual = _Backward.apply(
+            grad_y, x, residual, *affine, mean, var, *ctx.config
+        )
+        if residual is not None and ctx.config[3] == "identity":
             grad_residual = grad_y
-        # What is missing of grad_x is the path through the statistics: two sums over the joint batch.
-        sums = torch.stack((grad_bias, grad_weight)).to(mean.dtype)
-        dist.all_reduce(sums, group=ctx.group)
-        invstd = (var + ctx.config[0]).rsqrt()
-        scale = invstd if weight is None else invstd * weight
-        shape = (-1, *[1] * (x.dim() - 2))
-        slope = scale * invstd * sums[1] / ctx.count
-        offset = scale * sums[0] / ctx.count
-        grad_x = (grad_x - offset.view(shape) - (x - mean.view(shape)) * slope.view(shape)).to(x.dtype)
-        needs = ctx.needs_input_grad
         return (
             grad_x,
-            grad_residual if residual is not None else None,
-            grad_weight.to(weight.dtype) if needs[2] else None,
-            grad_bias.to(bias.dtype) if needs[3] else None,
+            None if residual is None else grad_residual,
+            None if weight is None else grad_weight.to(weight.dtype),
+            None if bias is None else grad_bias.to(bias.dtype),
             *[None] * 5,
         )
+
+
+class _Backward(torch.autograd.Function):
+    """Gradients of x (through the joint statistics too), of weight and bias (over this process's samples), and of the
+    residual. Its own derivative is that of the formula, with sums over the processes in the place of means."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_y: Tensor,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        count: float,
+        group: Any,
+        eps: float,
+        activation: str,
+        negative_slope: float,
+        impl: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        ctx.save_for_backward(grad_y, x, residual, weight, bias, mean, var)
+        ctx.count, ctx.group, ctx.config = count, group, (eps, activation, negative_slope)
+        inputs = grad_y, x, residual, weight, bias, mean, var, False, False, *ctx.config
+        if impl == "reference":
+            grad_x, grad_weight, grad_bias, grad_residual = reference.norm_act_backward(*inputs)
+        else:
+            grad_x, grad_weight, grad_bias, grad_residual = norm_core.BACKWARD(*inputs, impl)
+        # What is missing of grad_x is the path through the statistics: two sums over the joint batch.
+        sums = torch.stack([_channel_sum(v, weight) for v in (grad_bias, grad_weight)]).to(mean.dtype)
+        dist.all_reduce(sums, group=group)
+        shape = (-1, *[1] * (x.dim() - 2))
+        invstd = (var + eps).rsqrt()
+        slope, offset = invstd.square() * sums[1] / count, invstd * sums[0] / count
+        grad_x = (grad_x - offset.view(shape) - (x - mean.view(shape)) * slope.view(shape)).to(x.dtype)
+        # Without an activation the residual's gradient is grad_y.
+        wants_residual = residual is not None and activation != "identity"
+        return grad_x, grad_weight, grad_bias, grad_residual if wants_residual else None
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        *inputs, mean, var = ctx.saved_tensors
+        dims = [d for d in range(inputs[1].dim()) if d != 1]
+
+        def average(v: Tensor) -> Tensor:
+            return _SumOverProcesses.apply(v.sum(dims, keepdim=True), ctx.group) / ctx.count
+
+        backward: Any = reference.norm_act_backward
+        rest = mean, var, True, False, *ctx.config, average
+        return *differentiate(lambda *values: backward(*values, *rest), inputs, grad_outputs), *[None] * 8
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Losses add up over the processes, so the gradient of a sum over them is such a sum again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _SumOverProcesses.apply(grad, ctx.group), None
+
+
+def _to(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if value is None else value.to(dtype).contiguous()
+
+
+def _channel_sum(grad: Tensor, weight: Tensor | None) -> Tensor:
+    """Of weight and gradient, over the samples if each has its own."""
+    product = grad if weight is None else grad * weight
+    return product.sum(0) if product.dim() == 2 else product
 
 
 def _joint_moments(x: Tensor, compute: torch.dtype, group: Any) -> tuple[Tensor, Tensor, float]:

@@ -46,6 +46,19 @@ def check_shape(where: str, name: str, x: Tensor, wanted: Sequence[int]) -> None
         raise RuntimeError(f"{where}: {name} must have shape {tuple(wanted)}, got {tuple(x.shape)}")
 
 
+def check_classes(where: str, name: str, y: Tensor, classes: int) -> None:
+    """``y`` holds integers in 0..classes-1. Looked at on the CPU alone: elsewhere that would wait for the device, whose
+    embedding has a check of its own."""
+    check_tensor(where, name, y)
+    if y.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(f"{where}: {name} must be int64 or int32, got {y.dtype}")
+    if y.device.type != "cpu" or y.numel() == 0 or torch.compiler.is_compiling():
+        return
+    for value in (y.min().item(), y.max().item()):
+        if not 0 <= value < classes:
+            raise IndexError(f"{where}: {name} must be classes in 0..{classes - 1}, got {value}")
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What statistics and reductions are held in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating
+from gencore.ops._library import define
 from gencore.ops.conv import conv2d
 from gencore.ops.self_attention import self_attention
 from gencore.reference.self_attention import project
@@ -28,8 +31,8 @@ def attention_block(
 ) -> Tensor:
     r"""``gamma w_out(attention(w_query x, w_key x, w_value x)) + x`` over the positions of a feature map.
 
-    All projections are 1x1 convolutions. Gradients of all tensors exist to any order; gamma = 0 gives x, and its own
-    gradient.
+    All projections are 1x1 convolutions. Gradients of all tensors exist to any order; gamma = 0 gives x bit for bit (in
+    the reference, but for negative zeros), and its own gradient.
 
     Args:
         x: ``[B, C, H, W]``; float32, float64, bfloat16 or float16; contiguous or channels_last.
@@ -64,7 +67,7 @@ def attention_block(
     o = self_attention(query.flatten(2).mT, key.flatten(2).mT, value.flatten(2).mT, scale=scale, impl=chosen)
     # Back to a feature map, in the layout in which the attention has left it.
     o = o.mT.unflatten(2, x.shape[2:])
-    return torch.addcmul(x, _project(o, w_out, chosen), gamma)
+    return _GATE(x, _project(o, w_out, chosen), gamma, chosen)
 
 
 def _image(weight: Tensor) -> Tensor:
@@ -120,6 +123,15 @@ def _check_projection(name: str, weight: Tensor, rows: int | None, columns: int)
 # --- implementations -------------------------------------------------------------------------------------------------
 
 
+def _gate(x: Tensor, o: Tensor, gamma: Tensor) -> Tensor:
+    """``x + gamma o``; x itself where gamma is 0, whatever o is (0 times infinity would be NaN, and -0 + 0 is 0)."""
+    y = torch.empty_like(x)
+    if gamma.device.type == "cpu" and gamma.item() == 0:
+        return y.copy_(x)
+    torch.addcmul(x, o, gamma, out=y)
+    return y if gamma.device.type == "cpu" else torch.where(gamma == 0, x, y)
+
+
 def _cpu_refusal(x: Tensor, *args: object, **kwargs: object) -> Reason:
     return cpu_refusal(x)
 
@@ -134,4 +146,24 @@ OP = Op(
         "triton": Implementation(_triton_refusal, lambda x, *args, **kwargs: triton_slower(x)),
         "cpu": Implementation(_cpu_refusal),
     },
+)
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs[1:3])
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> Any:
+    o, gamma = ctx.saved_tensors
+    return grad, grad * gamma, (grad * o).sum().reshape(gamma.shape), None
+
+
+_GATE = define(
+    "gated_residual(Tensor x, Tensor o, Tensor gamma, str impl) -> Tensor",
+    {"cpu": _gate, "triton": _gate},
+    lambda x, o, gamma, impl: torch.empty_like(x),
+    setup_context=_save,
+    backward=_differentiate,
 )

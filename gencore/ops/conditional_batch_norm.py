@@ -58,7 +58,7 @@ def conditional_batch_norm(
     check_floating(where, "x", x)
     if not 2 <= x.dim() <= 5:
         raise ValueError(f"{where}: x must have 2 to 5 dimensions, [N, C, ...], got {tuple(x.shape)}")
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"{where}: eps must not be negative, got {eps}")
     check_activation(where, activation)
     for name, value in {"gain": gain, "bias": bias}.items():

@@ -56,7 +56,7 @@ def instance_norm_act(
     check_floating(where, "x", x)
     if not 3 <= x.dim() <= 5:
         raise ValueError(f"{where}: x must have 3 to 5 dimensions, [N, C, ...], got {tuple(x.shape)}")
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"{where}: eps must not be negative, got {eps}")
     check_activation(where, activation)
     for name, value in {"weight": weight, "bias": bias}.items():

@@ -128,7 +128,7 @@ def _validate(
         raise IndexError(
             f"{where}: dim must be between {-rank} and {rank - 1} for a weight of {rank} dimensions, got {dim}"
         )
-    if eps <= 0:
+    if not eps > 0:
         raise ValueError(f"{where}: eps must be positive, got {eps}")
     if n_power_iterations < 0:
         raise ValueError(f"{where}: n_power_iterations must not be negative, got {n_power_iterations}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
+from gencore.dispatch import OPS, Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating, compute_dtype
 from gencore.ops._library import define
 from gencore.ops.conv_core import _dense, _empty, is_channels_last
@@ -56,7 +56,7 @@ def upfirdn2d(
         ``[N, C, H', W']`` with ``H' = (H up + y0 + y1 - h) // down + 1``, in dtype and layout of x.
 
     Raises:
-        TypeError: x or f is not a tensor.
+        TypeError: x or f is not a tensor; up, down or padding is no whole number and no sequence.
         RuntimeError: a shape, size, dtype or device that does not fit, or nothing left after cropping.
 
     Reference:
@@ -218,13 +218,15 @@ def setup_filter(
         ``[taps]`` or ``[h, w]``, float32.
 
     Raises:
-        RuntimeError: f is empty, has three dimensions or more, or is a matrix and ``separable`` is asked for.
+        RuntimeError: f is empty, has rank 3, is a matrix where ``separable``, or sums to 0 where ``normalize``.
     """
     taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
     if taps.dim() > 2 or taps.numel() == 0:
         raise RuntimeError(f"setup_filter: f must be a number, a row or a matrix, got shape {tuple(taps.shape)}")
     if separable and taps.dim() == 2:
         raise RuntimeError(f"setup_filter: a separable f must be one row, got shape {tuple(taps.shape)}")
+    if normalize and not taps.is_meta and taps.sum() == 0:
+        raise RuntimeError(f"setup_filter: f must not sum to 0 where normalize=True, got {taps.tolist()}")
     return reference.setup_filter(f, normalize, flip_filter, gain, separable, device)
 
 
@@ -281,6 +283,7 @@ OP = Op(
         "cpu": Implementation(lambda x, f=None, *args, **kwargs: cpu_refusal(x) or filter_refusal(f)),
     },
 )
+OPS.update(dict.fromkeys(("upsample2d", "downsample2d", "filter2d"), OP))  # for explain(): they are calls of it
 
 # --- registration ----------------------------------------------------------------------------------------------------
 
@@ -358,10 +361,11 @@ def expand_padding(where: str, value: Pair) -> tuple[int, int, int, int]:
 
 
 def _numbers(where: str, name: str, value: Pair, counts: tuple[int, ...]) -> list[int]:
-    numbers = [value, value] if isinstance(value, int) else list(value)
+    numbers = list(value) if isinstance(value, Sequence) else [value]
     numbers = numbers * 2 if len(numbers) == 1 else numbers
     if len(numbers) not in counts or not all(isinstance(v, int | torch.SymInt) for v in numbers):
-        raise RuntimeError(f"{where}: {name} must be {' or '.join(map(str, counts))} whole numbers, got {value!r}")
+        error = RuntimeError if isinstance(value, Sequence) else TypeError
+        raise error(f"{where}: {name} must be {' or '.join(map(str, counts))} whole numbers, got {value!r}")
     return numbers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def load_pretrained(
     Raises:
         ValueError: this model has no such format.
         FileNotFoundError: there is no such file.
-        RefusedPickle: a pickle names anything but tensors and containers.
+        RefusedPickle: a file names anything but tensors and containers, or is damaged.
         RuntimeError: the file has neither network, or keys are missing, left over, or of another shape; all are listed.
     """
     layout = _layout(model, format)
@@ -141,12 +142,7 @@ def _layout(model: nn.Module, format: str) -> Format:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".pkl":
-        content = read_pickle(path)
-    else:
-        # rosinality's files hold the arguments of their training, which are only values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_pickle(path) if path.suffix == ".pkl" else _load(path)
     if not isinstance(content, Mapping):
         raise RefusedPickle(f"{path} holds a {type(content).__name__}, wanted a dictionary of networks")
     return {
@@ -156,15 +152,38 @@ def _read(path: Path) -> Mapping[str, Any]:
     }
 
 
+def _load(path: Path) -> Any:
+    """What ``torch.save`` wrote: tensors, containers and plain values."""
+    try:
+        # rosinality's files hold the arguments of their training, which are only values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can raise anything; torch's own advice is to run what is in it
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        if name is not None:
+            why = f"it wants to use {name[1]}, which no file of weights needs; nothing of it was run"
+            raise RefusedPickle(f"{path}: refused: {why}") from None
+        raise RefusedPickle(f"{path} is no file of weights: {type(error).__name__}: {error}") from None
+
+
 def _translate(
     where: str,
-    theirs: Mapping[str, Tensor],
+    theirs: Any,
     ours: Mapping[str, Tensor],
     table: list[Entry | Constant],
     problems: list[str],
 ) -> dict[str, Tensor]:
     """Their ``state_dict`` under our names; what does not fit is added to ``problems``."""
+    if not isinstance(theirs, Mapping):
+        problems.append(f"{where}: wanted a state_dict, got a {type(theirs).__name__}")
+        return {}
     theirs = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in theirs.items()}
+    strange = [name for name, value in theirs.items() if not isinstance(value, Tensor)]
+    if strange:
+        problems += [f"{where}: {name} must be a Tensor, got a {type(theirs[name]).__name__}" for name in strange]
+        return {}
     result = {}
     for entry in table:
         value = theirs.pop(entry.theirs, None)

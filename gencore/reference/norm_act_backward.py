@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ def norm_act_backward(
     eps: float,
     activation: str,
     negative_slope: float,
+    average: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and residual; differentiable, also through the statistics that come from x.
 
@@ -29,6 +32,7 @@ def norm_act_backward(
     grad_weight = sum g xhat; grad_bias = sum g; grad_residual = g.
 
     ``instance``: statistics are those of each image, not of the batch. weight and bias are ``[C]`` or ``[N, C]``.
+    ``average``: the mean over all that shares statistics, every dimension kept; None: over x alone.
     """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     image = list(range(2, x.dim()))
@@ -39,10 +43,14 @@ def norm_act_backward(
     def per_channel(v: Tensor) -> Tensor:
         return v.to(compute).reshape(*v.shape[:-1], v.shape[-1], *[1] * len(image))
 
+    def over_x(v: Tensor) -> Tensor:
+        return v.mean(dims, keepdim=True)
+
+    average = average or over_x
     xf = x.to(compute)
     if training:
-        center = xf.mean(dims, keepdim=True)
-        invstd = ((xf - center).square().mean(dims, keepdim=True) + eps).rsqrt()
+        center = average(xf)
+        invstd = (average((xf - center).square()) + eps).rsqrt()
     else:
         center, invstd = per_channel(mean), (per_channel(var) + eps).rsqrt()
     xhat = (xf - center) * invstd
@@ -53,7 +61,7 @@ def norm_act_backward(
     h = g if weight is None else g * per_channel(weight)
     grad_x = h
     if training:
-        grad_x = h - h.mean(dims, keepdim=True) - xhat * (h * xhat).mean(dims, keepdim=True)
+        grad_x = h - average(h) - xhat * average(h * xhat)
     grad_x = grad_x * invstd
     # torch.sum takes an empty list of dimensions for all of them; [N, C] with [N, C] has none to sum over.
     grad_weight, grad_bias = ((v.sum(affine_dims) if affine_dims else v) for v in (g * xhat, g))

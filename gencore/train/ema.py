@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import gencore.functional as F
+
+
+class WeightAverage(AveragedModel):
+    """Exponential moving average with one decay, of weights and of batch norm's statistics, as ``.module``.
+
+    Singular vectors of spectral norm are not averaged, which would shorten them and so let the weights grow: they
+    follow the averaged weights, by one step of the power method an update.
+
+    Args:
+        model: its weights at the first update are the average's first value.
+        decay: the weight that the average keeps in an update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        layers = _normalised(self.module)
+        before = [(u.clone(), v.clone()) for _, u, v, _, _ in layers]
+        super().update_parameters(model)
+        _iterate(layers, before)
 
 
 class EMA:
@@ -13,7 +39,8 @@ class EMA:
 
     After a batch of n images the average moves by ``average <- model + beta (average - model)``, with
     ``beta = 0.5 ** (n / half-life)``. Early on the half-life is ``ramp_up`` times the images seen so far, lest the
-    random weights of the start stay in the average. Buffers are copied.
+    random weights of the start stay in the average. Buffers are copied; singular vectors of spectral norm follow the
+    averaged weights, as in :class:`WeightAverage`.
 
     Args:
         model: its weights at this moment are the average's first value.
@@ -44,5 +71,25 @@ class EMA:
         averages: list[torch.Tensor] = list(self.module.parameters())
         weights: list[torch.Tensor] = list(model.parameters())
         torch._foreach_lerp_(averages, weights, 1 - self.beta(batch, seen))
+        layers = _normalised(self.module)
+        before = [(u.clone(), v.clone()) for _, u, v, _, _ in layers]
         for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)
+        _iterate(layers, before)
+
+
+# Weight, u, v, dimension of the outputs and eps of a layer with spectral norm, gencore's or PyTorch's.
+_Layer = tuple[Tensor, Tensor, Tensor, int, float]
+
+
+def _normalised(network: nn.Module) -> list[_Layer]:
+    lists: list[Any] = [m for m in network.modules() if isinstance(m, ParametrizationList) and hasattr(m[0], "_u")]
+    return [(m.original, m[0]._u, m[0]._v, m[0].dim, m[0].eps) for m in lists]
+
+
+@torch.no_grad()
+def _iterate(layers: list[_Layer], before: list[tuple[Tensor, Tensor]]) -> None:
+    """One step of the power method for the weights that are there now, from the vectors of ``before``."""
+    for (weight, u, v, dim, eps), (old_u, old_v) in zip(layers, before, strict=True):
+        u.copy_(old_u), v.copy_(old_v)
+        F.spectral_norm(weight, u, v, dim=dim, eps=eps, v_first=False)

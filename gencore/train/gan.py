@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gencore.losses import gan_loss, orthogonal_penalty
+from gencore.train.ema import WeightAverage
 
 
 class GANTraining:
@@ -23,7 +23,7 @@ class GANTraining:
         betas: Adam's (DCGAN: 0.5 and 0.999; SNGAN and SAGAN: 0 and 0.9).
         generator_every: the generator takes a step once in so many (SNGAN: 5), the discriminator in each.
         orthogonal: weight of the generator's :func:`~gencore.losses.orthogonal_penalty` (BigGAN: 1e-4).
-        ema: decay of the running average of the generator's weights that samples are drawn from.
+        ema: decay of the :class:`~gencore.train.ema.WeightAverage` of the generator that samples are drawn from.
         seed: of the noise.
     """
 
@@ -45,10 +45,11 @@ class GANTraining:
         self.model = model
         self.generator_every, self.orthogonal = generator_every, orthogonal
         self.loss = gan_loss(loss)
+        betas = float(betas[0]), float(betas[1])  # Adam takes no whole numbers
         self.optimizer_g = torch.optim.Adam(model.generator.parameters(), lr=learning_rate, betas=betas)
         rate_d = learning_rate if learning_rate_d is None else learning_rate_d
         self.optimizer_d = torch.optim.Adam(model.discriminator.parameters(), lr=rate_d, betas=betas)
-        self.averaged = AveragedModel(model.generator, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
+        self.averaged = WeightAverage(model.generator, ema)
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         self.history: list[dict[str, float]] = []
         self._steps, self._loss_g = 0, 0.0

@@ -138,6 +138,7 @@ def errors() -> list[ErrorInput]:
         case("one_dimension", r"x must have 2 to 5 dimensions", lambda: torch.nn.BatchNorm1d(3)(x[0, 0, 0]), x=c),
         case("activation", "activation must be one of", lambda: calculate_gain("gulu"), activation="gulu"),
         case("eps", "eps must not be negative", lambda: TF.batch_norm(x, c, c, eps=-1.0), eps=-1.0),
+        case("eps_nan", "eps must not be .*, got nan", lambda: TF.batch_norm(x, c, c, eps=-1.0), eps=float("nan")),
         case("residual", "residual must have shape", lambda: x + wider, residual=wider),
         case("residual_dtype", "residual must have x's", lambda: torch.lerp(x, x.double(), 0.5), residual=x.double()),
     ]

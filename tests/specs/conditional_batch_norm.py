@@ -124,6 +124,7 @@ def errors() -> list[ErrorInput]:
         case("one_dimension", r"x must have 2 to 5 dimensions", lambda: torch.nn.BatchNorm1d(3)(x[0, 0, 0]), x=c),
         case("activation", "activation must be one of", lambda: calculate_gain("gulu"), activation="gulu"),
         case("eps", "eps must not be negative", lambda: TF.batch_norm(x, c, c, eps=-1.0), eps=-1.0),
+        case("eps_nan", "eps must not be .*, got nan", lambda: TF.batch_norm(x, c, c, eps=-1.0), eps=float("nan")),
     ]
 
 

@@ -134,6 +134,7 @@ def errors() -> list[ErrorInput]:
         case("two_dimensions", r"x must have 3 to 5 dimensions", lambda: torch.nn.InstanceNorm2d(3)(matrix), x=matrix),
         case("activation", "activation must be one of", lambda: calculate_gain("gulu"), activation="gulu"),
         case("eps", "eps must not be negative", lambda: TF.batch_norm(x, c, c, eps=-1.0), eps=-1.0),
+        case("eps_nan", "eps must not be .*, got nan", lambda: TF.batch_norm(x, c, c, eps=-1.0), eps=float("nan")),
         case("residual", "residual must have shape", lambda: x + wider, residual=wider),
     ]
 

@@ -126,6 +126,7 @@ def errors() -> list[ErrorInput]:
         case("dim", "dim must be between -2 and 1", layer(dim=2), dim=2),
         case("iterations", "must not be negative, got -1", layer(n_power_iterations=-1), n_power_iterations=-1),
         case("eps", "eps must be positive, got 0", lambda: TF.batch_norm(weight, v, v, eps=-1.0), eps=0.0),
+        case("eps_nan", "must be positive, got nan", lambda: TF.batch_norm(weight, v, v, eps=-1.0), eps=float("nan")),
     ]
 
 

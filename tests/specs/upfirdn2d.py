@@ -107,6 +107,10 @@ def errors() -> list[ErrorInput]:
         case("down", r"down must be at least 1", lambda: TF.conv2d(x, grouped, stride=-1, groups=3), down=[2, -1]),
         case("padding", r"padding must be 1 or 2 or 4 whole numbers, got \[1, 2, 3\]",
              lambda: TF.conv2d(x, grouped, padding=[1, 2, 3], groups=3), padding=[1, 2, 3]),
+        case("padding_of_halves", r"padding must be 1 or 2 or 4 whole numbers, got 1.5",
+             lambda: TF.conv2d(x, grouped, padding=1.5, groups=3), padding=1.5),
+        case("up_of_none", r"up must be 1 or 2 whole numbers, got None",
+             lambda: TF.conv_transpose2d(x, grouped, stride="2", groups=3), up=None),
         case("device", "f is on meta", lambda: TF.batch_norm(x, c, meta), f=f.to("meta")),
     ]  # fmt: skip
 
