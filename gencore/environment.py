@@ -7,11 +7,11 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
 from gencore.extension import EXTENSION, HAVE_TRITON, MEMORY_EXTENSION, build_record
+from gencore.processor import model_name
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def env() -> Environment:
         "triton": _version("triton"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": model_name(),
         "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "C++ extension": f"loaded, runs {EXTENSION.isa}" if EXTENSION.loaded else "not loaded",
@@ -66,12 +66,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -357,7 +357,7 @@ def test_bad_sizes():
         G.conv2d(x, weight, padding="same", stride=2)
 
 
-def test_explains_itself():
+def test_explains_itself(monkeypatch):
     """What `auto` chooses, by class of shape; nothing is computed."""
     like = torch.empty(1)
     images = like.expand(64, 64, 32, 32)
@@ -385,7 +385,11 @@ def test_explains_itself():
     assert chosen("conv2d", last, like.expand(64, 64, 1, 1)) == "reference"
     assert chosen("conv2d", torch.empty(64, 64, 32, 32), like.expand(64, 64, 1, 1)) == "cpu"
     assert chosen("linear", like.expand(2, 2), like.expand(2, 2)) == "reference"
-    assert chosen("linear", like.expand(1024, 1024), like.expand(1024, 1024)) == "cpu"
+    for mkl, choice in ((False, "cpu"), (True, "reference")):
+        monkeypatch.setattr("gencore.ops.linear.MKL_RUNS_AT_FULL_SPEED", mkl)
+        assert chosen("linear", like.expand(1024, 1024), like.expand(1024, 1024)) == choice
+    assert chosen("self_attention", *[like.expand(2, 256, 8)] * 3) == "reference"
+    assert chosen("self_attention", *[like.expand(2, 1024, 8)] * 3) == "cpu"
 
 
 # --- scale, autocast, gradients of zero ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
 from gencore.ops.conv import TRITON, check_dtype
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
+from gencore.processor import MKL_RUNS_AT_FULL_SPEED
 from gencore.reference.activation import activate
 
 
@@ -100,6 +101,8 @@ def _cpu_slower(input: Tensor, weight: Tensor, *args: object, **kwargs: object) 
         return f"{products} products are too few to be worth the call"
     if input.dtype == torch.bfloat16:
         return "PyTorch's bfloat16 product runs at the speed of the hardware"
+    if MKL_RUNS_AT_FULL_SPEED:
+        return "PyTorch's product of matrices (MKL) is at home on this processor"
     return None
 
 
