@@ -592,3 +592,19 @@ def test_pytorchs_own_op_samples(name, dtype):
         sample = case.sample_input
         with pytest.raises(case.error_type):
             getattr(G, name)(sample.input, *sample.args, **sample.kwargs, impl="cpu")
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_a_weight_in_channels_last_turns_the_result(name, impl):
+    x, weight = torch.randn(2, 6, 5, 4), torch.randn(6, 6, 3, 3).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    y = getattr(G, name)(x, weight, impl=impl)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, getattr(G, name)(x, weight.contiguous(), impl=impl))
+    compiled = torch.compile(lambda x, w: getattr(G, name)(x, w, impl=impl) * 2, fullgraph=True)(x, weight)
+    torch.testing.assert_close(compiled, 2 * y)
+    assert compiled.stride() == y.stride()
+    (grad,) = torch.autograd.grad(y.square().sum(), x)
+    (wanted,) = torch.autograd.grad(getattr(G, name)(x, weight.contiguous(), impl=impl).square().sum(), x)
+    torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-4)

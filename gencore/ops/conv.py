@@ -85,7 +85,7 @@ def conv2d(
 
     Returns:
         ``[N, O, H', W']`` with ``H' = (H + 2 padding - dilation (K - 1) - 1) // stride + 1``; channels_last where
-        ``input`` is, contiguous otherwise.
+        ``input`` or ``weight`` is, contiguous otherwise.
 
     Raises:
         TypeError: an argument is not a tensor.
