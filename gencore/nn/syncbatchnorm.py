@@ -118,7 +118,7 @@ class _SyncNorm(torch.autograd.Function):
         if impl == "reference":
             y = reference.batch_norm_act(x, w, b, mean, var, False, 0.0, *config, residual).to(x.dtype)
         else:
-            y = norm_core.FORWARD(x, residual, w, b, mean, var, False, *config, impl)[0]
+            y = norm_core.FORWARD(x, residual, w, b, mean, var, False, False, *config, impl)[0]
         ctx.save_for_backward(x, residual, w, b, mean, var)
         ctx.config, ctx.impl, ctx.group, ctx.count = config, impl, group, count
         ctx.mark_non_differentiable(mean, var)
