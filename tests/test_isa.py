@@ -28,8 +28,9 @@ def _active(wanted: str) -> str:
 def test_generic_tests_pass(isa: str, record_property: Callable[[str, object], None]) -> None:
     if _active(isa) != isa:
         pytest.skip(f"this processor does not run {isa}")
-    tests = ["tests/test_parity.py", "tests/test_determinism.py", "tests/test_poison.py"]
-    last = run_pytest(*tests, "--only-impl=cpu", "-m", "not gpu and not slow", GENCORE_CPU_ISA=isa)
+    tests = [f"tests/test_{name}.py" for name in ("parity", "determinism", "poison", "conv_norm_act")]
+    selected = ("--only-impl=cpu", "-k", "not compile", "-m", "not gpu and not slow")
+    last = run_pytest(*tests, *selected, GENCORE_CPU_ISA=isa)
     record_property("process", f"CPU kernels with GENCORE_CPU_ISA={isa}, in a process of its own: {last}")
 
 

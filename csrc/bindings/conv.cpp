@@ -116,7 +116,7 @@ void forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
              const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
              const std::optional<Tensor>& slopes, int64_t groups, const Sizes& kernel, const Sizes& stride,
              const Sizes& padding, const Sizes& dilation, bool transposed, int64_t activation, double negative_slope,
-             Tensor y) {
+             Tensor y, std::optional<Tensor> mean, std::optional<Tensor> var) {
   const ScalarType type = x.scalar_type();
   ConvForwardArgs args{};
   args.dtype = conv_dtype(x, "x");
@@ -164,6 +164,14 @@ void forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
   args.activation = static_cast<Activation>(activation);
   STD_TORCH_CHECK(args.activation != Activation::prelu || slopes, "prelu needs slopes");
   args.negative_slope = negative_slope;
+  STD_TORCH_CHECK(mean.has_value() == var.has_value(), "mean and var go together");
+  if (mean) {
+    STD_TORCH_CHECK(args.activation == Activation::identity, "there are no statistics after an activation");
+    check_dense(*mean, "mean", compute_type(type), out.channels);
+    check_dense(*var, "var", compute_type(type), out.channels);
+    args.mean = mean->mutable_data_ptr();
+    args.var = var->mutable_data_ptr();
+  }
   if (y.numel() > 0) run_conv_forward(args);
 }
 
@@ -208,7 +216,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
       "groups, "
       "int[] kernel, int[] stride, int[] padding, int[] dilation, bool transposed, int activation, float "
       "negative_slope, "
-      "Tensor(a!) y) -> ()");
+      "Tensor(a!) y, Tensor(b!)? mean=None, Tensor(c!)? var=None) -> ()");
   m.def(
       "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "
       "int[] dilation, Tensor(a!) grad_weight) -> ()");

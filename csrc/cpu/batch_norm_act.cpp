@@ -8,14 +8,6 @@ namespace {
 
 // --- statistics ------------------------------------------------------------------------------------------------------
 
-// Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
-GENCORE_INLINE void merge(double& count, double& mean, double& m2, double count_b, double mean_b, double m2_b) {
-  const double total = count + count_b, delta = mean_b - mean;
-  mean += delta * (count_b / total);
-  m2 += m2_b + delta * delta * (count * count_b / total);
-  count = total;
-}
-
 // Mean and sum of squared deviations from it, over [begin, end) of one channel.
 template <class T, class C = compute_t<T>>
 void planar_chunk(const T* x, const BatchNormShape& shape, int64_t channel, int64_t begin, int64_t end, C* mean,

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "cpu/batch_norm_act.h"
+#include "cpu/moments.h"
 #include "gencore/activation.h"
 #include "gencore/parallel.h"
 
@@ -13,9 +14,6 @@ namespace gencore::GENCORE_ISA {
 constexpr int64_t kResidentBytes = 640 << 10;
 // Outputs at least this large are written past the caches.
 constexpr int64_t kStreamBytes = 16 << 20;
-// Elements below which a second thread costs more than it brings.
-constexpr int64_t kGrain = 16384;
-constexpr int kMergeBlock = 64;
 
 // body(offset, count) for the runs of consecutive elements that make [begin, end) of a channel (inner > 1).
 template <class Body>
@@ -65,18 +63,6 @@ inline int64_t chunk_tasks(const BatchNormWalk& walk) {
 }
 inline int64_t chunk_grain(const BatchNormWalk& walk) {
   return kGrain * chunk_tasks(walk) / (walk.shape.numel() + 1) + 1;
-}
-
-// body(first, width) for blocks of channels, in parallel.
-template <class Body>
-inline void for_each_channel_block(int64_t channels, int64_t work_per_channel, const Body& body) {
-  parallel_for(0, (channels + kMergeBlock - 1) / kMergeBlock, kGrain / (work_per_channel * kMergeBlock) + 1,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t block = begin; block < end; block++) {
-                   const int64_t first = block * kMergeBlock, left = channels - first;
-                   body(first, left < kMergeBlock ? left : int64_t{kMergeBlock});
-                 }
-               });
 }
 
 // body(one instance's arguments) for all of them: in parallel, unless there is one alone.

@@ -42,6 +42,10 @@ struct ConvForwardArgs {
   const void* residual;  // as y, or null
   const void* slopes;    // [out_channels], for PReLU
   void* y;
+  // Of each channel of y as stored, [out_channels], the variance biased; float (double for float64). Null where nobody
+  // wants them; not with tanh, sigmoid and SiLU.
+  void* mean;
+  void* var;
   bool x_channels_last, y_channels_last;
   Activation activation;
   double negative_slope;  // for LeakyReLU

@@ -102,6 +102,7 @@ inline void finish_few(const Epilogue<float>& e, int64_t pixels, int columns, fl
   }
   for (int64_t pixel = 0; pixel < pixels; pixel++)
     for (int c = 0; c < columns; c++) e.out[pixel][e.channel + c] = sums[pixel * columns + c];
+  if (e.moments) add_moments(sums, pixels, columns, *e.moments);
 }
 
 inline void run_few(const Segment<float>* segments, int64_t count, int64_t pixels, int columns,

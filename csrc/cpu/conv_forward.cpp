@@ -28,6 +28,7 @@ struct Forward {
   Boxes boxes;
   int64_t capacity, items, splits;  // pixels of a box; (group, block) pairs; how many ways the items are split
   const T* zeros;
+  BoxMoments box_moments;
   int64_t next_task = 0;
 
   struct Work {  // one thread's arrays
@@ -41,6 +42,7 @@ struct Forward {
     Sum* partial;
     Sum* bias;
     Sum* slopes;
+    Moments<T>* moments;
     T* staged_x;
     T* staged_y;
   };
@@ -65,6 +67,7 @@ struct Forward {
     w.partial = arena.take<Sum>(capacity * layout.block);
     w.bias = arena.take<Sum>(layout.block);
     w.slopes = arena.take<Sum>(layout.block);
+    if (args.mean) w.moments = arena.take<Moments<T>>(1);
     if (!args.x_channels_last)
       w.staged_x = arena.take<T>(boxes.step[0] * box_rows(0) * box_rows(1) * box_rows(2) * shape.in_channels);
     if (!args.y_channels_last) w.staged_y = arena.take<T>(capacity * g.phases * layout.block);
@@ -151,13 +154,51 @@ struct Forward {
     return to;
   }
 
+  // One phase of a box for one block of channels.
   template <bool native>
-  void run_item(int64_t item, const Box& box, Work& w) const {
-    const int64_t group = item / layout.blocks(), b = item % layout.blocks();
+  void run_phase(const Phase& phase, int64_t pixels, int64_t group, int64_t b, Work& w, Epilogue<T>& e) const {
+    const T* panels = static_cast<const T*>(args.packed) + layout.offset(group, b);
+    if constexpr (sizeof(T) == 4) {
+      if (layout.few()) {
+        for (int64_t tap = 0; tap < phase.tap_count; tap++) {
+          const int64_t slot = phase.tap_begin + tap;
+          w.segments[tap] = {w.rows + slot * capacity, panels + g.tap[slot].index * layout.tap_size(b), zeros,
+                             group * layout.length, layout.length};
+        }
+        return run_few(w.segments, phase.tap_count, pixels, e.channels, e);
+      }
+    }
     const int vectors = layout.vectors(b);
-    const int64_t width = vectors * Tile<T>::lanes, first = b * layout.block;
+    const int64_t width = vectors * Tile<T>::lanes;
+    // A pass may take this much of the reduction; even, because bfloat16 goes in pairs.
+    const int64_t pass_length = larger(2, kPanelBytes / (width * static_cast<int64_t>(sizeof(T))) / 2 * 2);
+    const bool late = is_transcendental(args.activation);
+    int64_t tap = 0, k = 0;
+    e.resume = false;
+    do {
+      int64_t count = 0, room = pass_length;
+      while (tap < phase.tap_count && room > 0) {
+        const int64_t length = smaller(room, layout.length - k);
+        const int64_t slot = phase.tap_begin + tap;
+        w.segments[count++] = {w.rows + slot * capacity, panels + g.tap[slot].index * layout.tap_size(b) + k * width,
+                               zeros, group * layout.length + k, length};
+        room -= length;
+        k += length;
+        if (k == layout.length) tap++, k = 0;
+      }
+      e.finish = tap == phase.tap_count && !late;
+      run_block<T, native>(w.segments, count, pixels, vectors, e);
+      e.resume = true;
+    } while (tap < phase.tap_count);
+    if (late) finish_rows(e, pixels, vectors);
+  }
+
+  template <bool native>
+  void run_item(int64_t item, int64_t box_index, const Box& box, Work& w) const {
+    const int64_t group = item / layout.blocks(), b = item % layout.blocks();
+    const int64_t first = b * layout.block;
     Epilogue<T> e{};
-    e.channels = static_cast<int>(smaller(layout.columns - first, width));
+    e.channels = static_cast<int>(smaller(layout.columns - first, layout.block));
     const int64_t channel = group * layout.columns + first;
     e.channel = args.y_channels_last ? channel : 0;
     e.scale_channel = channel;
@@ -167,66 +208,29 @@ struct Forward {
     e.negative_slope = static_cast<Sum>(args.negative_slope);
     e.partial = w.partial;
     e.has_residual = args.residual != nullptr;
+    e.moments = w.moments;
     const Box out_box = output_box(box);
     if (args.y_channels_last)
       e.residual = static_cast<const char*>(args.residual) - static_cast<char*>(args.y);
     else if (e.has_residual)
       copy_box<true>(static_cast<T*>(const_cast<void*>(args.residual)), shape.out_channels, shape.out_size, out_box,
                      channel, e.channels, w.staged_y, layout.block);
-    const T* panels = static_cast<const T*>(args.packed) + layout.offset(group, b);
-    // A pass may take this much of the reduction; even, because bfloat16 goes in pairs.
-    const int64_t pass_length = larger(2, kPanelBytes / (width * static_cast<int64_t>(sizeof(T))) / 2 * 2);
-    const bool late = is_transcendental(args.activation);
-    const bool few = layout.few();
+    int64_t gathered = 0;
     for (int64_t p = 0; p < g.phases; p++) {
-      const Phase& phase = g.phase[p];
       e.out = w.out + p * capacity;
       if (args.scale) e.scale = w.scale + p * capacity;
-      e.resume = false;
-      if constexpr (sizeof(T) == 4) {
-        if (few) {
-          for (int64_t tap = 0; tap < phase.tap_count; tap++) {
-            const int64_t slot = phase.tap_begin + tap;
-            w.segments[tap] = {w.rows + slot * capacity, panels + g.tap[slot].index * layout.tap_size(b), zeros,
-                               group * layout.length, layout.length};
-          }
-          run_few(w.segments, phase.tap_count, w.counts[p], e.channels, e);
-          continue;
-        }
-      }
-      int64_t tap = 0, k = 0;
-      do {
-        int64_t count = 0, room = pass_length;
-        while (tap < phase.tap_count && room > 0) {
-          const int64_t length = smaller(room, layout.length - k);
-          const int64_t slot = phase.tap_begin + tap;
-          w.segments[count++] = {w.rows + slot * capacity, panels + g.tap[slot].index * layout.tap_size(b) + k * width,
-                                 zeros, group * layout.length + k, length};
-          room -= length;
-          k += length;
-          if (k == layout.length) tap++, k = 0;
-        }
-        e.finish = tap == phase.tap_count && !late;
-        run_block<T, native>(w.segments, count, w.counts[p], vectors, e);
-        e.resume = true;
-      } while (tap < phase.tap_count);
-      if (late) finish_rows(e, w.counts[p], vectors);
+      if (w.counts[p] == 0) continue;
+      if (e.moments) e.moments->count = 0;
+      run_phase<native>(g.phase[p], w.counts[p], group, b, w, e);
+      if (e.moments) box_moments.add(box_index, channel, e.channels, gathered, *e.moments);
+      gathered += w.counts[p];
     }
     if (!args.y_channels_last)
       copy_box<false>(static_cast<T*>(args.y), shape.out_channels, shape.out_size, out_box, channel, e.channels,
                       w.staged_y, layout.block);
   }
 
-  template <bool native>
-  void run() {
-    Arena shared;
-    for (int round = 0; round < 2; round++) {
-      g = make_geometry(shape, args.transposed, shared);
-      zeros = shared.take<T>(shape.in_channels);
-      if (round == 0) shared = {static_cast<char*>(scratch(Scratch::shared, shared.used)), 0};
-    }
-    fill_geometry(g, args.transposed);
-    std::memset(const_cast<T*>(zeros), 0, shape.in_channels * sizeof(T));
+  void cut() {
     layout = {shape.groups, shape.out_channels / shape.groups, shape.in_channels / shape.groups, g.taps};
     const bool staged = !args.x_channels_last || !args.y_channels_last;
     const bool batch_inside = product(g.grid) <= kSmallGrid && g.taps > 1;
@@ -237,6 +241,21 @@ struct Forward {
     capacity = boxes.step[0] * boxes.step[1] * boxes.step[2] * boxes.step[3];
     items = layout.groups * layout.blocks();
     splits = larger(1, smaller(items, ceil_div(kTasks, boxes.number)));
+  }
+
+  template <bool native>
+  void run() {
+    Arena shared;
+    for (int round = 0; round < 2; round++) {
+      g = make_geometry(shape, args.transposed, shared);
+      cut();
+      zeros = shared.take<T>(shape.in_channels);
+      if (args.mean)
+        box_moments = {shared.take<double>(BoxMoments::size(boxes.number, shape.out_channels)), shape.out_channels};
+      if (round == 0) shared = {static_cast<char*>(scratch(Scratch::shared, shared.used)), 0};
+    }
+    fill_geometry(g, args.transposed);
+    std::memset(const_cast<T*>(zeros), 0, shape.in_channels * sizeof(T));
     const int64_t tasks = boxes.number * splits;
     parallel_for(0, smaller(num_threads(), tasks), 1, [&](int64_t, int64_t) {
       Arena arena;
@@ -250,9 +269,13 @@ struct Forward {
         const int64_t split = task % splits;
         make_tables(box, w);
         for (int64_t item = items * split / splits; item < items * (split + 1) / splits; item++)
-          run_item<native>(item, box, w);
+          run_item<native>(item, task / splits, box, w);
       }
     });
+    if (args.mean)
+      box_moments.finish(
+          boxes.number, [&](int64_t b) { return output_box(box_at(boxes, shape.batch, g.grid, b)).pixels(); },
+          static_cast<Sum*>(args.mean), static_cast<Sum*>(args.var));
   }
 };
 
@@ -261,18 +284,18 @@ struct Forward {
 void conv_forward(const ConvForwardArgs& args) {
   switch (args.dtype) {
     case Dtype::float64: {
-      Forward<double> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr};
+      Forward<double> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr, {}};
       return forward.run<false>();
     }
     case Dtype::bfloat16: {
-      Forward<bfloat16> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr};
+      Forward<bfloat16> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr, {}};
 #if defined(__AVX512F__)
       if (__builtin_cpu_supports("avx512bf16")) return forward.run<true>();
 #endif
       return forward.run<false>();
     }
     default: {
-      Forward<float> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr};
+      Forward<float> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr, {}};
       return forward.run<false>();
     }
   }

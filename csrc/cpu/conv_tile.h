@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/conv_geometry.h"
+#include "cpu/conv_moments.h"
 #include "gencore/math.h"
 
 namespace gencore::GENCORE_ISA {
@@ -25,8 +26,9 @@ struct Epilogue {
   // Sums between passes, [pixel][width]: where the panels of all taps exceed the cache, the taps come in several
   // passes.
   Sum* partial;
-  bool resume;  // add `partial`
-  bool finish;  // apply the epilogue; else leave the sums in `partial`
+  bool resume;          // add `partial`
+  bool finish;          // apply the epilogue; else leave the sums in `partial`
+  Moments<T>* moments;  // where the statistics of what is stored go, or null
 };
 
 GENCORE_INLINE vdouble map_lanes(vdouble v, double (*function)(double)) {
@@ -98,11 +100,20 @@ void run_tile(const Segment<T>* segments, int64_t count, int64_t pixel, const Ep
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) {
       const int n = j + 1 < NV ? lanes : e.channels - j * lanes;
-      V v = apply_scale_bias_residual(e, sum[i][j], pixel + i, out + j * lanes, j * lanes, n);
-      v = apply_simple_activation(e, v, j * lanes);
-      store_lanes(out + j * lanes, v, n);
+      const V v = apply_scale_bias_residual(e, sum[i][j], pixel + i, out + j * lanes, j * lanes, n);
+      sum[i][j] = apply_simple_activation(e, v, j * lanes);
+      store_lanes(out + j * lanes, sum[i][j], n);
     }
   }
+  if (!e.moments) return;
+  if constexpr (sizeof(T) == 2) {  // as rounded
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++)
+        sum[i][j] = load_lanes(e.out[pixel + i] + e.channel + j * lanes, j + 1 < NV ? lanes : e.channels - j * lanes);
+  }
+  add_moments<T, MR, NV>(sum, *e.moments);
 }
 
 // Scale, bias, residual and activation from `partial`, for the activations that are too long to stand in every tile.

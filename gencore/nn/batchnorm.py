@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import gencore.functional as F
 from gencore.ops._activation import check_activation
+from gencore.ops.batch_norm_act import with_moments
 
 
 def running_statistics(layer: Any) -> dict[str, Any]:
@@ -52,9 +52,14 @@ class _BatchNormAct(torch.nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """``activation(batch_norm(input) + residual)``, with shape, dtype and layout of ``input``."""
+        return self._normalize(input, residual, None)
+
+    def _normalize(self, input: Tensor, residual: Tensor | None, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+        """``moments``: mean and biased variance of the channels of ``input``, where they are known."""
         self._check_input_dim(input)
-        return F.batch_norm_act(
+        return with_moments(
             input,
+            moments,
             self.weight,
             self.bias,
             **running_statistics(self),

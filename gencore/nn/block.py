@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from gencore.nn.batchnorm import _BatchNormAct
 from gencore.nn.conv import _Conv, _ConvTranspose
 from gencore.ops._checks import compute_dtype
+from gencore.ops.conv_moments import conv_moments
 
 
 class ConvNormAct(nn.Sequential):
@@ -17,7 +19,8 @@ class ConvNormAct(nn.Sequential):
 
     The ``state_dict`` is that of the three ``torch.nn`` modules in ``nn.Sequential(conv, norm, activation)``. In
     evaluation mode, while no gradients are recorded, the norm is folded into the convolution's epilogue: the layer then
-    reads its input and writes its result, and nothing in between. The weight itself stays as it is, and packed.
+    reads its input and writes its result, and nothing in between. The weight itself stays as it is, and packed. In
+    training on the CPU the convolution gathers the batch's statistics while it writes, and the norm reads once.
 
     Args:
         conv: a convolution or transposed convolution of :mod:`gencore.nn`.
@@ -40,6 +43,9 @@ def conv_norm_act(conv: Any, norm: Any, input: Tensor, residual: Tensor | None =
 
     Layers of ``torch.nn`` are called one after the other.
     """
+    if _gathers(conv, norm):
+        y, moments = conv_moments(conv._function.__name__, *conv._arguments(input, conv.bias), impl=conv.impl)
+        return norm._normalize(y, residual, moments)
     if not _folds(conv, norm):
         y = conv(input)
         return norm(y) if residual is None else norm(y, residual)
@@ -53,15 +59,39 @@ def conv_norm_act(conv: Any, norm: Any, input: Tensor, residual: Tensor | None =
     return conv._run(input, shift, scale=scale, residual=residual, **epilogue)
 
 
-def _folds(conv: Any, norm: Any) -> bool:
-    """On a GPU, and for groups, the convolution is PyTorch's, and the batch norm's one pass is the better one."""
+def _gathers(conv: Any, norm: Any) -> bool:
+    """Training, by layers that are what they seem: whoever watches their calls must see the tensor in between."""
     return bool(
-        isinstance(conv, _Conv | _ConvTranspose)
-        and isinstance(norm, _BatchNormAct)
-        and conv.activation in (None, "identity")
+        _fits(conv, norm)
+        and (norm.training or norm.running_mean is None)
+        and type(conv).forward in (_Conv.forward, _ConvTranspose.forward)
+        and type(norm).forward is _BatchNormAct.forward
+        and not (_is_watched(conv) or _is_watched(norm) or _has_any_global_hook())
+    )
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether it has hooks, or a ``forward`` of its own."""
+    hooks = layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks
+    return any(hooks) or "forward" in vars(layer)
+
+
+def _folds(conv: Any, norm: Any) -> bool:
+    """On a GPU the convolution is PyTorch's, and the batch norm's one pass is the better one."""
+    return bool(
+        _fits(conv, norm)
         and not norm.training
         and norm.running_mean is not None
         and not torch.is_grad_enabled()
         and conv.weight.device.type == "cpu"
+    )
+
+
+def _fits(conv: Any, norm: Any) -> bool:
+    """In groups, PyTorch's convolution is the faster one."""
+    return (
+        isinstance(conv, _Conv | _ConvTranspose)
+        and isinstance(norm, _BatchNormAct)
+        and conv.activation in (None, "identity")
         and conv.groups == 1
     )

@@ -6,7 +6,7 @@ Arguments, defaults, initialisation, ``state_dict`` and repr are those of ``torc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,22 +60,20 @@ class _Conv(_Fused):
         return self._run(input, self.bias, residual=residual, **self._epilogue())
 
     def _run(self, input: Tensor, bias: Tensor | None, **epilogue: Any) -> Tensor:
+        return self._function(*self._arguments(input, bias), **epilogue)
+
+    @property
+    def _function(self) -> Callable[..., Tensor]:
+        return (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
+
+    def _arguments(self, input: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+        """The positional arguments of the function."""
         layer: Any = self
         padding = layer.padding
         if layer.padding_mode != "zeros":
             input = torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
             padding = 0
-        function = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
-        return function(
-            input,
-            layer.weight,
-            bias,
-            layer.stride,
-            padding,
-            layer.dilation,
-            layer.groups,
-            **epilogue,
-        )
+        return input, layer.weight, bias, layer.stride, padding, layer.dilation, layer.groups
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):
@@ -117,24 +115,24 @@ class _ConvTranspose(_Fused):
     def _run(
         self, input: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None, **epilogue: Any
     ) -> Tensor:
+        return self._function(*self._arguments(input, bias, output_size), **epilogue)
+
+    @property
+    def _function(self) -> Callable[..., Tensor]:
+        return (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.dims - 1]
+
+    def _arguments(
+        self, input: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None
+    ) -> tuple[Any, ...]:
+        """The positional arguments of the function."""
         layer: Any = self
         if layer.padding_mode != "zeros":
             raise ValueError(f"{type(self).__name__}: only padding_mode='zeros' is supported")
         output_padding = layer._output_padding(
             input, output_size, layer.stride, layer.padding, layer.kernel_size, self.dims, layer.dilation
         )
-        function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.dims - 1]
-        return function(
-            input,
-            layer.weight,
-            bias,
-            layer.stride,
-            layer.padding,
-            output_padding,
-            layer.groups,
-            layer.dilation,
-            **epilogue,
-        )
+        geometry = (layer.stride, layer.padding, output_padding, layer.groups, layer.dilation)
+        return input, layer.weight, bias, *geometry
 
 
 class ConvTranspose1d(_ConvTranspose, torch.nn.ConvTranspose1d):

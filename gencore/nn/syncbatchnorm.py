@@ -175,7 +175,7 @@ class _Forward(torch.autograd.Function):
         w, b = _to(weight, compute), _to(bias, compute)
         config = eps, activation, negative_slope
         if impl != "reference":
-            y = norm_core.FORWARD(x, residual, w, b, mean, var, False, *config, impl)[0]
+            y = norm_core.FORWARD(x, residual, w, b, mean, var, False, False, *config, impl)[0]
         elif w is not None and b is not None and w.dim() == 2:
             y = reference.conditional_batch_norm(x, w, b, mean, var, False, 0.0, *config)
         else:

@@ -59,14 +59,34 @@ def batch_norm_act(
     Reference:
         Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 1.
     """
+    running = running_mean, running_var
+    config = training, momentum, eps, activation, negative_slope
+    return with_moments(x, None, weight, bias, *running, *config, residual, impl)
+
+
+def with_moments(
+    x: Tensor,
+    moments: tuple[Tensor, Tensor] | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    residual: Tensor | None,
+    impl: str,
+) -> Tensor:
+    """:func:`batch_norm_act` where whoever made x may have its mean and biased variance: training begins with these."""
     _validate(x, weight, bias, running_mean, running_var, training, eps, activation, residual)
     chosen = OP.select(impl, x)
-    if chosen == "reference":
-        return reference.batch_norm_act(
-            x, weight, bias, running_mean, running_var, training, momentum, eps, activation, negative_slope, residual
-        )
     running = running_mean, running_var
-    return batch_norm(x, residual, weight, bias, *running, training, momentum, eps, activation, negative_slope, chosen)
+    config = training, momentum, eps, activation, negative_slope
+    if chosen == "reference":
+        return reference.batch_norm_act(x, weight, bias, *running, *config, residual)
+    return batch_norm(x, residual, weight, bias, *running, *config, chosen, moments)
 
 
 def _validate(
@@ -95,4 +115,5 @@ def _validate(
 
 
 # Up to here PyTorch's calls, which cost a few microseconds where ours cost thirty, are back first.
-OP = norm_op("batch_norm_act", least=1 << 18)
+FEW_ELEMENTS = 1 << 18
+OP = norm_op("batch_norm_act", least=FEW_ELEMENTS)

@@ -226,8 +226,29 @@ def _convolution(
     slopes: Tensor | None,
     impl: str,
 ) -> Tensor:
-    dims = int(name[-2])
     input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
+    geometry = (stride, padding, dilation, groups)
+    batched, *sizes = find_sizes(name, input, weight, bias, *geometry)
+    check_epilogue(name, input, weight.shape[0], sizes[-1], scale, residual, activation, slopes)
+    epilogue = (scale, residual, activation, negative_slope, slopes)
+    chosen = OPS[name].select(impl, input, weight, bias, *geometry)
+    if chosen == "reference":
+        return reference.convolution(input, weight, bias, *geometry, *epilogue)
+    return _run(batched, input, weight, bias, *sizes, groups, False, *epilogue, impl=chosen)
+
+
+def find_sizes(
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+) -> tuple[bool, list[int], list[int], list[int], list[int]]:
+    """Checks a convolution: whether there is a batch; stride, padding, dilation and result, a number a dimension."""
+    dims = int(name[-2])
     batched = check_tensors(name, dims, input, weight, bias, groups, transposed=False)
     strides, dilations = expand(name, "stride", stride, dims, 1), expand(name, "dilation", dilation, dims, 1)
     kernel = weight.shape[2:]
@@ -250,15 +271,7 @@ def _convolution(
                 f"size {tuple(kernel)}, padding {padding} and dilation {dilation}"
             )
         out_size.append((i + t - d * (k - 1) - 1) // s + 1)
-    check_epilogue(name, input, weight.shape[0], out_size, scale, residual, activation, slopes)
-    geometry = (stride, padding, dilation, groups)
-    epilogue = (scale, residual, activation, negative_slope, slopes)
-    chosen = OPS[name].select(impl, input, weight, bias, *geometry)
-    if chosen == "reference":
-        return reference.convolution(input, weight, bias, stride, padding, dilation, groups, *epilogue)
-    return _run(
-        batched, input, weight, bias, strides, paddings, dilations, out_size, groups, False, *epilogue, impl=chosen
-    )
+    return batched, strides, paddings, dilations, out_size
 
 
 def _transposed(
@@ -278,8 +291,30 @@ def _transposed(
     slopes: Tensor | None,
     impl: str,
 ) -> Tensor:
-    dims = int(name[-2])
     input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
+    geometry = (stride, padding, output_padding, groups, dilation)
+    batched, *sizes = find_transposed_sizes(name, input, weight, bias, *geometry)
+    check_epilogue(name, input, weight.shape[1] * groups, sizes[-1], scale, residual, activation, slopes)
+    epilogue = (scale, residual, activation, negative_slope, slopes)
+    chosen = OPS[name].select(impl, input, weight, bias, *geometry)
+    if chosen == "reference":
+        return reference.transposed_convolution(input, weight, bias, *geometry, *epilogue)
+    return _run(batched, input, weight, bias, *sizes, groups, True, *epilogue, impl=chosen)
+
+
+def find_transposed_sizes(
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    output_padding: Size,
+    groups: int,
+    dilation: Size,
+) -> tuple[bool, list[int], list[int], list[int], list[int]]:
+    """:func:`find_sizes` for a transposed convolution."""
+    dims = int(name[-2])
     batched = check_tensors(name, dims, input, weight, bias, groups, transposed=True)
     strides, dilations = expand(name, "stride", stride, dims, 1), expand(name, "dilation", dilation, dims, 1)
     paddings, extras = (
@@ -297,15 +332,7 @@ def _transposed(
         out_size.append((i - 1) * s - 2 * p + d * (k - 1) + extra + 1)
     if any(o < 1 for o in out_size):
         raise RuntimeError(f"{name}: the result would have size {tuple(out_size)}; it must be at least 1 everywhere")
-    check_epilogue(name, input, weight.shape[1] * groups, out_size, scale, residual, activation, slopes)
-    geometry = (stride, padding, output_padding, groups, dilation)
-    epilogue = (scale, residual, activation, negative_slope, slopes)
-    chosen = OPS[name].select(impl, input, weight, bias, *geometry)
-    if chosen == "reference":
-        return reference.transposed_convolution(input, weight, bias, *geometry, *epilogue)
-    return _run(
-        batched, input, weight, bias, strides, paddings, dilations, out_size, groups, True, *epilogue, impl=chosen
-    )
+    return batched, strides, paddings, dilations, out_size
 
 
 def _run(

@@ -90,7 +90,7 @@ class _Packed:
 # --- implementations -------------------------------------------------------------------------------------------------
 
 
-def _convolution_cpu(
+def convolution_cpu(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -105,11 +105,13 @@ def _convolution_cpu(
     transposed: bool,
     activation: str,
     negative_slope: float,
+    moments: tuple[Tensor, Tensor] | tuple[()] = (),
 ) -> Tensor:
+    """``moments``: where the mean and variance of the channels go, for :mod:`gencore.ops.conv_moments`."""
     if x.dtype == torch.float16:
         bias, residual, slopes, scale = (None if t is None else t.float() for t in (bias, residual, slopes, scale))
         rest = (stride, padding, dilation, out_size, groups, transposed, activation, negative_slope)
-        return _convolution_cpu(x.float(), weight.float(), bias, residual, slopes, scale, *rest).half()
+        return convolution_cpu(x.float(), weight.float(), bias, residual, slopes, scale, *rest).half()
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     channels_last = _gives_channels_last(x, weight)
     y = _empty((x.shape[0], channels, *out_size), x, channels_last)
@@ -139,6 +141,7 @@ def _convolution_cpu(
             CONV_ACTIVATIONS[activation],
             negative_slope,
             y,
+            *moments,
         )
     return y
 
@@ -209,7 +212,7 @@ def _weight_gradient_triton(
 # --- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fake_convolution(
+def fake_convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -243,7 +246,7 @@ def _fake_weight_gradient(
     return dense.new_empty((dense.shape[1], gathered.shape[1] // groups, *kernel))
 
 
-def _save_convolution(ctx: Any, inputs: Any, output: Tensor) -> None:
+def save_convolution(ctx: Any, inputs: Any, output: Tensor) -> None:
     x, weight, bias, residual, slopes, scale, *ctx.geometry, ctx.activation, ctx.negative_slope, ctx.impl = inputs
     if any(t is not None and t.requires_grad for t in (slopes, scale)):
         raise RuntimeError("convolution: the op has no gradients to slopes and scale; the public functions have")
@@ -253,7 +256,7 @@ def _save_convolution(ctx: Any, inputs: Any, output: Tensor) -> None:
     ctx.save_for_backward(x, weight, scale, kept, *((bias, residual) if kinked else (None, None)))
 
 
-def _differentiate_convolution(ctx: Any, grad: Tensor) -> Any:
+def differentiate_convolution(ctx: Any, grad: Tensor) -> Any:
     x, weight, scale, output, bias, residual = ctx.saved_tensors
     stride, padding, dilation, _, groups, transposed = ctx.geometry
     grad = _activation_gradient(grad, output, ctx.activation, ctx.negative_slope)
@@ -353,10 +356,10 @@ CONVOLUTION = define(
     "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? slopes, Tensor? scale, int[] stride, "
     "int[] padding, int[] dilation, SymInt[] out_size, int groups, bool transposed, str activation, "
     "float negative_slope, str impl) -> Tensor",
-    {"cpu": _convolution_cpu, "triton": _convolution_triton},
-    _fake_convolution,
-    setup_context=_save_convolution,
-    backward=_differentiate_convolution,
+    {"cpu": convolution_cpu, "triton": _convolution_triton},
+    fake_convolution,
+    setup_context=save_convolution,
+    backward=differentiate_convolution,
 )
 WEIGHT_GRADIENT = define(
     "convolution_weight_gradient(Tensor dense, Tensor gathered, SymInt[] kernel, int[] stride, int[] padding, "

@@ -49,14 +49,19 @@ def batch_norm(
     activation: str,
     negative_slope: float,
     impl: str,
+    moments: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Statistics over the batch, or the running ones; weight and bias ``[C]`` or ``[N, C]``. Arguments are checked."""
+    """Statistics over the batch, or the running ones; weight and bias ``[C]`` or ``[N, C]``. Arguments are checked.
+
+    ``moments``: the batch's mean and biased variance, where whoever made x has them; training does not take them again.
+    """
     compute = compute_dtype(x.dtype)
     affine = _to(weight, compute), _to(bias, compute)
-    config = False, eps, activation, negative_slope, impl
+    config = training, False, eps, activation, negative_slope, impl
     if not training:
         return FORWARD(x, residual, *affine, _to(running_mean, compute), _to(running_var, compute), *config)[0]
-    y, mean, var = FORWARD(x, residual, *affine, None, None, *config)
+    y, *found = FORWARD(x, residual, *affine, *(moments or (None, None)), *config)
+    mean, var = moments or found
     count = x.numel() // max(x.shape[1], 1)
     with torch.no_grad():
         if running_mean is not None and count > 0:
@@ -79,7 +84,7 @@ def instance_norm(
     """Statistics over each image; weight and bias ``[C]`` or ``[N, C]``. Arguments are checked."""
     compute, shape = compute_dtype(x.dtype), x.shape[:2]
     w, b = (None if v is None else v.to(compute).expand(shape).contiguous() for v in (weight, bias))
-    return FORWARD(x, residual, w, b, None, None, True, eps, activation, negative_slope, impl)[0]
+    return FORWARD(x, residual, w, b, None, None, True, True, eps, activation, negative_slope, impl)[0]
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -143,6 +148,7 @@ def _forward_kernel(call: Any) -> Any:
         bias: Tensor | None,
         mean: Tensor | None,
         var: Tensor | None,
+        training: bool,
         instance: bool,
         eps: float,
         activation: str,
@@ -150,7 +156,6 @@ def _forward_kernel(call: Any) -> Any:
     ) -> tuple[Tensor, Tensor, Tensor]:
         dense = _workable(x)
         y = torch.empty_like(dense)
-        training = mean is None or var is None
         batch_mean = x.new_zeros(_statistics_shape(x, mean, instance), dtype=compute_dtype(x.dtype))
         batch_var = torch.zeros_like(batch_mean)
         used = batch_mean if mean is None else mean
@@ -161,7 +166,7 @@ def _forward_kernel(call: Any) -> Any:
             bias,
             used,
             batch_var if var is None else var,
-            training,
+            mean is None or var is None,
             _affine_like(weight, bias, used).dim() == 2,
             instance,
             eps,
@@ -248,6 +253,7 @@ def _fake_forward(
     bias: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
+    training: bool,
     instance: bool,
     eps: float,
     activation: str,
@@ -280,11 +286,10 @@ def _fake_backward(
 
 
 def _save_forward(ctx: Any, inputs: Any, output: Any) -> None:
-    x, residual, weight, bias, mean, var, *ctx.config = inputs
-    ctx.training = mean is None
-    if ctx.training:
+    x, residual, weight, bias, mean, var, ctx.training, *ctx.config = inputs
+    if mean is None:
         _, mean, var = output
-        ctx.mark_non_differentiable(mean, var)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(x, residual, weight, bias, mean, var)
 
 
@@ -300,7 +305,7 @@ def _differentiate_forward(ctx: Any, grad_y: Tensor, _mean: Any, _var: Any) -> A
         None if residual is None else grad_residual,
         None if weight is None else grad_weight,
         None if bias is None else grad_bias,
-        *[None] * 7,
+        *[None] * 8,
     )
 
 
@@ -321,9 +326,11 @@ def _differentiate_backward(ctx: Any, *grad_outputs: Any) -> Any:
     return (*differentiate(formula, (grad_y, x, residual, weight, bias), wanted), *[None] * 8)
 
 
+# The forward takes the statistics where mean and var are missing. `training` says that they are those of x, whoever
+# took them, so that the backward goes through them.
 FORWARD = define(
-    "norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, bool instance, "
-    "float eps, str activation, float negative_slope, str impl) -> (Tensor y, Tensor mean, Tensor var)",
+    "norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, bool training, "
+    "bool instance, float eps, str activation, float negative_slope, str impl) -> (Tensor y, Tensor mean, Tensor var)",
     {
         "cpu": _forward_kernel(lambda: torch.ops.gencore_c.batch_norm_act.default),
         "triton": _forward_kernel(_triton("batch_norm_act")),
