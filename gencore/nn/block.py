@@ -62,6 +62,6 @@ def _folds(conv: Any, norm: Any) -> bool:
         and not norm.training
         and norm.running_mean is not None
         and not torch.is_grad_enabled()
-        and conv.weight.device.type == "cpu"
+        and norm.running_mean.device.type == "cpu"
         and conv.groups == 1
     )
