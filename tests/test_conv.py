@@ -437,7 +437,9 @@ def test_gradients_with_scale(name, groups, shape, with_gradient):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize(("name", "groups"), [("conv2d", 1), ("conv2d", 2), ("conv_transpose2d", 1), ("conv_transpose2d", 3)])
+@pytest.mark.parametrize(
+    ("name", "groups"), [("conv2d", 1), ("conv2d", 2), ("conv_transpose2d", 1), ("conv_transpose2d", 3)]
+)
 def test_gradient_of_a_scale_comes_from_that_of_the_weight(name, groups, per_channel, dtype):
     """Result and gradients of one fused call, against those of PyTorch's ops that keep the unscaled sums."""
     found = []
@@ -463,11 +465,12 @@ def test_gradient_of_a_scale_comes_from_that_of_the_weight(name, groups, per_cha
 
 
 def test_a_scale_keeps_no_sums():
-    """With gradients of a scale of channels, the call is the one that it is without, and one weight gradient."""
+    """With gradients of a scale of channels, everything is one op, and one weight gradient serves both."""
     x, weight, bias = (t.requires_grad_() for t in make("conv2d", (2, 4, 6, 6), (4, 4, 3, 3)))
     for scale in (torch.rand(()), torch.rand(4)):
         with torch.profiler.profile() as profile:
             y = G.conv2d(x, weight, bias, scale=scale.requires_grad_(), activation="relu", impl="cpu")
+            assert {f.name() for f, _ in y.grad_fn.next_functions if f} == {"torch::autograd::AccumulateGrad"}
             y.sum().backward()
         calls = {event.key: event.count for event in profile.key_averages() if event.key.startswith("gencore::")}
         assert calls == {"gencore::convolution": 2, "gencore::convolution_weight_gradient": 1}

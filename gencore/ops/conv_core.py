@@ -246,7 +246,7 @@ def _fake_weight_gradient(
 
 def _save_convolution(ctx: Any, inputs: Any, output: Tensor) -> None:
     x, weight, bias, residual, slopes, scale, *ctx.geometry, ctx.activation, ctx.negative_slope, ctx.impl = inputs
-    if slopes is not None and slopes.requires_grad or scale is not None and scale.requires_grad and scale.dim() == 2:
+    if (slopes is not None and slopes.requires_grad) or (scale is not None and scale.requires_grad and scale.dim() > 1):
         raise RuntimeError(
             "convolution: the op has no gradients to slopes and to a scale for each sample; the public functions have"
         )

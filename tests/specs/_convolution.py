@@ -67,7 +67,9 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
             sample("strided", 2, 3, 6, 5, 4, bias=False, **strided),
             sample("residual", 2, 4, 3, 4, 2, residual=True, activation="relu"),
             sample("scaled", 2, 3, 5, 4, 3, scale="sample", padding=1, activation="tanh"),
-            sample("scaled_channels", 2, 6, 17, 5, 3, scale="channel", residual=True, activation="leaky_relu", **strided),
+            sample(
+                "scaled_channels", 2, 6, 17, 5, 3, scale="channel", residual=True, activation="leaky_relu", **strided
+            ),
             sample("grouped", 2, 2, 3, 5, 2, groups=2, dilation=2, padding=1),
             sample("depthwise", 2, 1, 1, 4, 3, groups=3, padding=1, activation="prelu"),
             sample("few", 2, 40, 3, 3, 3, **strided),

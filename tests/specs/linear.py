@@ -14,7 +14,9 @@ from gencore.reference.activation import activate
 from tests.opspec import ErrorInput, OpSpec, Sample
 
 
-def _sample(name: str, shape: tuple[int, ...], out: int, bias: bool = True, scale: int = 0, seed: int = 3, **options: Any) -> Sample:
+def _sample(
+    name: str, shape: tuple[int, ...], out: int, bias: bool = True, scale: int = 0, seed: int = 3, **options: Any
+) -> Sample:
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *s: torch.randn(s, dtype=torch.float64, generator=generator)  # noqa: E731
     weight = draw(out, shape[-1]) / max(shape[-1], 1) ** 0.5
@@ -47,7 +49,11 @@ def shapes(draw: st.DrawFn) -> Sample:
     shape = (*draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)), draw(st.integers(1, 40)))
     activation = draw(st.sampled_from(["identity", "tanh", "silu"]))
     out = draw(st.integers(1, 70))
-    options = {"bias": draw(st.booleans()), "scale": draw(st.sampled_from([0, 1, out])), "seed": draw(st.integers(0, 99))}
+    options = {
+        "bias": draw(st.booleans()),
+        "scale": draw(st.sampled_from([0, 1, out])),
+        "seed": draw(st.integers(0, 99)),
+    }
     return _sample("drawn", shape, out, **options, activation=activation)
 
 

@@ -81,7 +81,9 @@ def spectral_norm_model(network: nn.Module, *, fold: bool = True) -> nn.Module:
             convention or impl.
     """
     layers = [
-        _Member(cast(Any, module).parametrizations[name], found, name == "weight" and getattr(module, "takes_scale", False))
+        _Member(
+            cast(Any, module).parametrizations[name], found, name == "weight" and getattr(module, "takes_scale", False)
+        )
         for module in network.modules()
         for name in getattr(module, "parametrizations", ())
         if (found := _parametrization(module, name)) is not None and found.has_buffers
@@ -212,11 +214,11 @@ class SpectralNorm(nn.Module):
 
 
 class _Member(NamedTuple):
-    """A layer of a batch: its list of parametrisations, the first of these, and whether it can multiply by 1 / sigma."""
+    """A layer of a batch."""
 
-    owner: Any
-    normal: SpectralNorm
-    takes_scale: bool
+    owner: Any  # the list of its parametrisations
+    normal: SpectralNorm  # the first of them
+    takes_scale: bool  # it can multiply by 1 / sigma itself
 
 
 class _Batch:
@@ -231,10 +233,8 @@ class _Batch:
             return  # some are frozen: each for itself
         used = [layer.normal.buffers_to_use() for layer in self.layers]
         weights = [layer.owner.original for layer in self.layers]
-        # In 16 bits 1 / sigma would be rounded, and all of a layer's results with it; a cast weight is never packed.
-        fold = self.fold and weights[0].device.type == "cpu" and weights[0].dtype in (torch.float32, torch.float64)
-        fold = fold and not torch.is_autocast_enabled("cpu")
-        written = [not (fold and layer.takes_scale and len(layer.owner) == 1) for layer in self.layers]
+        folds = self.fold and weights[0].device.type == "cpu" and not _rounds_scales(weights[0].dtype)
+        written = [not (folds and layer.takes_scale and len(layer.owner) == 1) for layer in self.layers]
         ready, sigmas = F.spectral_norm_list(
             weights,
             [u for u, _, _ in used],
@@ -249,8 +249,8 @@ class _Batch:
         )
         for layer, weight in zip(compress(self.layers, written), ready, strict=True):
             layer.normal.ready = weight
-        if not all(written):
-            folded = [not wanted for wanted in written]
+        folded = [not wanted for wanted in written]
+        if any(folded):
             scales = divisor(torch.stack(list(compress(sigmas, folded))), first.eps).reciprocal()
             for layer, scale in zip(compress(self.layers, folded), scales.unbind(), strict=True):
                 layer.normal.scale = scale
@@ -261,11 +261,16 @@ class _Batch:
 
 
 def weight_and_scale(module: Any) -> tuple[Tensor, Tensor | None]:
-    """For a layer with ``takes_scale``: its weight, and what its products are still to be multiplied by, if anything."""
+    """For a layer with ``takes_scale``: its weight, and what the products with it still lack, if anything."""
     normal = _parametrization(module, "weight")
-    if normal is None or normal.scale is None:
+    if normal is None or normal.scale is None or _rounds_scales(normal.scale.dtype):
         return module.weight, None
     return module.parametrizations.weight.original, normal.scale
+
+
+def _rounds_scales(dtype: torch.dtype) -> bool:
+    """In 16 bits 1 / sigma would be rounded, and everything that a layer gives by the same factor."""
+    return dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu")
 
 
 def _parametrization(module: Any, name: str) -> SpectralNorm | None:
