@@ -214,18 +214,20 @@ def _apply(
     grad, partial, sigma, grad_sigma, u, v, to, numel, rows, inner, parts, eps,
     GIVEN: tl.constexpr, PARTS: tl.constexpr, CHUNK: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    index, mask = _chunk(tl.program_id(0), numel, CHUNK, LONG)
-    row = index // inner
-    column = row // rows * inner + index % inner
-    x = tl.load(u + row % rows, mask=mask, other=0.0) * tl.load(v + column, mask=mask, other=0.0)
-    slope = tl.load(grad_sigma)
     if GIVEN:
         part = tl.arange(0, PARTS)
         product = tl.sum(tl.load(partial + part, mask=part < parts, other=0.0))
         divisor = tl.load(sigma)
         divided = tl.abs(divisor) >= eps
         safe = tl.where(divided, divisor, 1.0)
-        slope -= tl.where(divided, product / safe / safe, 0.0)
+        slope = tl.load(grad_sigma) - tl.where(divided, product / safe / safe, 0.0)
+    else:
+        slope = tl.load(grad_sigma)
+    index, mask = _chunk(tl.program_id(0), numel, CHUNK, LONG)
+    row = index // inner
+    column = row // rows * inner + index % inner
+    x = tl.load(u + row % rows, mask=mask, other=0.0) * tl.load(v + column, mask=mask, other=0.0)
+    if GIVEN:
         g = tl.load(grad + index, mask=mask, other=0.0).to(tl.float32)
         result = g / safe + slope * x
     else:

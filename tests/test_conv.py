@@ -464,6 +464,17 @@ def test_gradient_of_a_scale_comes_from_that_of_the_weight(name, groups, per_cha
         assert_as_good(*(torch.stack([run[side][i] for run in found]) for side in range(3)), what)
 
 
+def test_a_small_scale_keeps_a_gradient_in_range():
+    """In float16 the gradient of the weight without the scale would overflow before it is multiplied."""
+    tensors = [
+        torch.full(shape, value) for shape, value in (((8, 8, 16, 16), 10.0), ((4, 8, 1, 1), 1e-4), ((4,), 1e-3))
+    ]
+    grad = torch.full((8, 4, 16, 16), 100.0)
+    call = lambda x, w, s: G.conv2d(x, w, scale=s, impl="cpu")  # noqa: E731
+    half, exact = (all_gradients(call, [t.to(dtype) for t in tensors], grad) for dtype in (torch.half, torch.double))
+    torch.testing.assert_close(half, [t.half() for t in exact], rtol=1e-2, atol=1e-3)
+
+
 def test_a_scale_keeps_no_sums():
     """With gradients of a scale of channels, everything is one op, and one weight gradient serves both."""
     x, weight, bias = (t.requires_grad_() for t in make("conv2d", (2, 4, 6, 6), (4, 4, 3, 3)))

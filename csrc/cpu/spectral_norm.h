@@ -1,5 +1,5 @@
-// Spectral normalisation of all layers of a network: power iterations, sigma = u^T W v, W / sigma where it is wanted, and
-// the gradient.
+// Spectral normalisation of all layers of a network: power iterations, sigma = u^T W v, W / sigma where it is wanted,
+// and the gradient.
 //
 // A weight is [outer, rows, inner] in memory: u belongs to the rows, v to outer and inner together (outer > 1 where the
 // outputs are not the first dimension, as in transposed convolution). Layers of up to kLargeLayer elements are worked
