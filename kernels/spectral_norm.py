@@ -30,10 +30,11 @@ def spectral_norm(
     normal: Sequence[Tensor],
     sigma: Tensor,
 ) -> None:
-    """Move u and v of each layer, and write ``normal`` = W / sigma and sigma.
+    """Move u and v of each layer, and write sigma and ``normal`` = W / sigma.
 
     Args:
-        weights, normal: contiguous, one dtype. vectors: float32, u and v of each layer one after another.
+        weights, normal: contiguous, one dtype; an empty ``normal`` is not written.
+        vectors: float32, u and v of each layer one after another.
         dims: of the rows. sigma: float32, ``[layers]``.
     """
     offset = 0
@@ -45,7 +46,7 @@ def spectral_norm(
             turns = ["v", "u"] * n_power_iterations if v_first else ["u", "v"] * n_power_iterations
             for turn in turns or ["u" if v_first else "v"]:
                 _product(view, weight, u, v, turn == "v", n_power_iterations > 0, float(eps), sigma[i : i + 1])
-            if weight.numel() > 0:
+            if normal[i].numel() > 0:
                 _scale[(triton.cdiv(weight.numel(), _CHUNK),)](
                     weight, normal[i], sigma[i : i + 1], weight.numel(), float(eps),
                     CHUNK=_CHUNK, LONG=view.long, num_warps=_WARPS,
@@ -62,7 +63,7 @@ def spectral_norm_backward(
     dims: Sequence[int],
     grad_weights: Sequence[Tensor],
 ) -> None:
-    """Write G / sigma + (g_sigma - <G, W> / sigma^2) u v^T for each layer."""
+    """Write G / sigma + (g_sigma - <G, W> / sigma^2) u v^T for each layer; an empty G counts as zero."""
     offset = 0
     with on_device(vectors):
         for i, (weight, dim) in enumerate(zip(weights, dims, strict=True)):
@@ -72,16 +73,17 @@ def spectral_norm_backward(
             if weight.numel() == 0:
                 continue
             chunks = triton.cdiv(weight.numel(), _CHUNK)
-            parts = min(chunks, ENOUGH_PROGRAMS)
+            given, parts = grads[i].numel() > 0, min(chunks, ENOUGH_PROGRAMS)
             partial = vectors.new_empty((parts,))
-            _inner_product[(parts,)](
-                grads[i], weight, partial, weight.numel(), triton.cdiv(chunks, parts),
-                CHUNK=_CHUNK, LONG=view.long, num_warps=_WARPS,
-            )  # fmt: skip
+            if given:
+                _inner_product[(parts,)](
+                    grads[i], weight, partial, weight.numel(), triton.cdiv(chunks, parts),
+                    CHUNK=_CHUNK, LONG=view.long, num_warps=_WARPS,
+                )  # fmt: skip
             _apply[(chunks,)](
                 grads[i], partial, sigma[i : i + 1], grad_sigma[i : i + 1], u, v, grad_weights[i],
                 weight.numel(), view.rows, view.inner, parts, float(eps),
-                PARTS=triton.next_power_of_2(parts), CHUNK=_CHUNK, LONG=view.long, num_warps=_WARPS,
+                GIVEN=given, PARTS=triton.next_power_of_2(parts), CHUNK=_CHUNK, LONG=view.long, num_warps=_WARPS,
             )  # fmt: skip
 
 
@@ -210,17 +212,24 @@ def _inner_product(grad, weight, partial, numel, chunks, CHUNK: tl.constexpr, LO
 @triton.jit
 def _apply(
     grad, partial, sigma, grad_sigma, u, v, to, numel, rows, inner, parts, eps,
-    PARTS: tl.constexpr, CHUNK: tl.constexpr, LONG: tl.constexpr,
+    GIVEN: tl.constexpr, PARTS: tl.constexpr, CHUNK: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    part = tl.arange(0, PARTS)
-    product = tl.sum(tl.load(partial + part, mask=part < parts, other=0.0))
-    divisor = tl.load(sigma)
-    divided = tl.abs(divisor) >= eps
-    safe = tl.where(divided, divisor, 1.0)
-    slope = tl.load(grad_sigma) - tl.where(divided, product / safe / safe, 0.0)
+    if GIVEN:
+        part = tl.arange(0, PARTS)
+        product = tl.sum(tl.load(partial + part, mask=part < parts, other=0.0))
+        divisor = tl.load(sigma)
+        divided = tl.abs(divisor) >= eps
+        safe = tl.where(divided, divisor, 1.0)
+        slope = tl.load(grad_sigma) - tl.where(divided, product / safe / safe, 0.0)
+    else:
+        slope = tl.load(grad_sigma)
     index, mask = _chunk(tl.program_id(0), numel, CHUNK, LONG)
     row = index // inner
     column = row // rows * inner + index % inner
     x = tl.load(u + row % rows, mask=mask, other=0.0) * tl.load(v + column, mask=mask, other=0.0)
-    g = tl.load(grad + index, mask=mask, other=0.0).to(tl.float32)
-    tl.store(to + index, (g / safe + slope * x).to(to.dtype.element_ty), mask=mask)
+    if GIVEN:
+        g = tl.load(grad + index, mask=mask, other=0.0).to(tl.float32)
+        result = g / safe + slope * x
+    else:
+        result = slope * x
+    tl.store(to + index, result.to(to.dtype.element_ty), mask=mask)

@@ -218,6 +218,11 @@ def test_ops_are_registered_well():
     for activation in ("identity", "tanh"):
         arguments = (*tensors, None, scale, *geometry, [5, 5], 1, False, activation, 0.0, "cpu")
         torch.library.opcheck(conv_core.CONVOLUTION, arguments)
+        for with_gradient in (torch.rand(6), torch.rand(())):
+            arguments = (*arguments[:5], with_gradient.requires_grad_(), *arguments[6:])
+            torch.library.opcheck(conv_core.CONVOLUTION, arguments)
+    with pytest.raises(RuntimeError, match="no gradients to slopes and to a scale for each sample"):
+        conv_core.CONVOLUTION(*arguments[:5], scale.requires_grad_(), *arguments[6:])
     torch.library.opcheck(conv_core.WEIGHT_GRADIENT, (residual, x, [3, 3], *geometry, 1, "cpu"))
 
 
@@ -405,7 +410,7 @@ def test_scale(name, channels, dtype):
     weight *= 0.05
     bias, residual = torch.randn(channels).to(dtype), torch.randn_like(getattr(F, name)(x, weight))
     for scale, activation, channels_last in itertools.product(
-        (torch.tensor(0.7), torch.rand(1), torch.rand(channels), torch.rand(3, channels)),
+        (torch.tensor(0.7), torch.rand(1), torch.rand(channels), torch.rand(3, channels), torch.rand(channels, 3).T),
         ("leaky_relu", "tanh"),
         (False, True),
     ):
@@ -419,14 +424,71 @@ def test_scale(name, channels, dtype):
 
 @pytest.mark.parametrize("shape", [(), (1,), (4,), (2, 4)])
 @pytest.mark.parametrize("with_gradient", [False, True])
-def test_gradients_with_scale(shape, with_gradient):
-    x, weight, bias = make("conv2d", (2, 2, 3, 3), (4, 2, 2, 2), torch.float64)
+@pytest.mark.parametrize(("name", "groups"), [("conv2d", 1), ("conv2d", 2), ("conv_transpose2d", 2)])
+def test_gradients_with_scale(name, groups, shape, with_gradient):
+    transposed = "transpose" in name
+    w_shape = (4, 4 // groups, 2, 1) if transposed else (4, 2 // groups, 2, 1)
+    x, weight, bias = make(name, (2, 4 if transposed else 2, 3, 2), w_shape, torch.float64, bias=False)
+    bias = torch.randn(4, dtype=torch.float64)
     scale = torch.rand(shape, dtype=torch.float64) + 0.5
     fixed = () if with_gradient else (scale,)
-    function = lambda *t: G.conv2d(*t[:3], scale=(*t, *fixed)[3], activation="leaky_relu", impl="cpu")  # noqa: E731
+    call = partial(getattr(G, name), groups=groups, activation="leaky_relu", impl="cpu")
+    function = lambda *t: call(*t[:3], scale=(*t, *fixed)[3])  # noqa: E731
     tensors = [t.requires_grad_() for t in (x, weight, bias, *((scale,) if with_gradient else ()))]
     assert torch.autograd.gradcheck(function, tensors)
     assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize(
+    ("name", "groups"), [("conv2d", 1), ("conv2d", 2), ("conv_transpose2d", 1), ("conv_transpose2d", 3)]
+)
+def test_gradient_of_a_scale_comes_from_that_of_the_weight(name, groups, per_channel, dtype):
+    """Result and gradients of one fused call, against those of PyTorch's ops that keep the unscaled sums."""
+    found = []
+    inputs, channels = (36, 48) if "transpose" in name else (48, 36)
+    for seed in range(6):
+        x, weight, _ = make(name, (4, inputs, 7, 8), (36, 48 // groups, 3, 3), dtype, False, seed)
+        weight *= 0.05
+        scale = torch.rand(channels if per_channel else ()).to(dtype) + 0.5
+        bias = torch.randn(channels).to(dtype)
+        ours = partial(getattr(G, name), stride=2, padding=1, groups=groups, activation="tanh", impl="cpu")
+        conv = partial(getattr(F, name), stride=2, padding=1, groups=groups)
+
+        def composed(x, weight, scale, bias, conv=conv):
+            return torch.tanh(conv(x, weight) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1))
+
+        tensors = (x, weight, scale, bias)
+        grad = torch.randn(composed(*tensors).shape).to(dtype)
+        calls = (lambda x, w, s, b, f=ours: f(x, w, b, scale=s), composed)
+        exact = all_gradients(composed, [t.double() for t in tensors], grad.double())
+        found.append([*(all_gradients(f, tensors, grad) for f in calls), exact])
+    for i, what in enumerate(("y", "x.grad", "weight.grad", "scale.grad", "bias.grad")):
+        assert_as_good(*(torch.stack([run[side][i] for run in found]) for side in range(3)), what)
+
+
+def test_a_small_scale_keeps_a_gradient_in_range():
+    """In float16 the gradient of the weight without the scale would overflow before it is multiplied."""
+    tensors = [
+        torch.full(shape, value) for shape, value in (((8, 8, 16, 16), 10.0), ((4, 8, 1, 1), 1e-4), ((4,), 1e-3))
+    ]
+    grad = torch.full((8, 4, 16, 16), 100.0)
+    call = lambda x, w, s: G.conv2d(x, w, scale=s, impl="cpu")  # noqa: E731
+    half, exact = (all_gradients(call, [t.to(dtype) for t in tensors], grad) for dtype in (torch.half, torch.double))
+    torch.testing.assert_close(half, [t.half() for t in exact], rtol=1e-2, atol=1e-3)
+
+
+def test_a_scale_keeps_no_sums():
+    """With gradients of a scale of channels, everything is one op, and one weight gradient serves both."""
+    x, weight, bias = (t.requires_grad_() for t in make("conv2d", (2, 4, 6, 6), (4, 4, 3, 3)))
+    for scale in (torch.rand(()), torch.rand(4)):
+        with torch.profiler.profile() as profile:
+            y = G.conv2d(x, weight, bias, scale=scale.requires_grad_(), activation="relu", impl="cpu")
+            assert {f.name() for f, _ in y.grad_fn.next_functions if f} == {"torch::autograd::AccumulateGrad"}
+            y.sum().backward()
+        calls = {event.key: event.count for event in profile.key_averages() if event.key.startswith("gencore::")}
+        assert calls == {"gencore::convolution": 2, "gencore::convolution_weight_gradient": 1}
 
 
 @pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d", "Linear"])

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations as torch_parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import gencore.functional as F
+from gencore.extension import EXTENSION
 from gencore.nn.utils.parametrizations import load_spectral_norm, spectral_norm, spectral_norm_model
 
 LAYERS: dict[str, Any] = {
@@ -241,6 +242,24 @@ def test_zero_weights_stay_finite() -> None:
     for _ in range(50):
         weight = layer.weight
     torch.testing.assert_close(torch.linalg.matrix_norm(weight, 2), torch.tensor(1.0), rtol=1e-3, atol=0)
+
+
+@pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
+def test_kernel_writes_what_it_is_given_room_for() -> None:
+    """An empty tensor stands for a W / sigma that is not wanted, or for its gradient; other sizes are refused."""
+    weight, sigma, kernels = torch.randn(4, 6), torch.full((1,), torch.nan), torch.ops.gencore_c
+    vectors = torch.nn.functional.normalize(torch.randn(10), dim=0)
+    kernels.spectral_norm([weight], vectors, 1, 1e-12, [0], True, [torch.empty(0)], sigma)
+    u, v = vectors.split([4, 6])
+    torch.testing.assert_close(sigma[0], u @ weight @ v)
+    grad = torch.full_like(weight, torch.nan)
+    kernels.spectral_norm_backward([torch.empty(0)], torch.tensor([3.0]), [weight], sigma, vectors, 1e-12, [0], [grad])
+    torch.testing.assert_close(grad, 3 * torch.outer(u, v))
+    with pytest.raises(RuntimeError, match="normal must have 24 elements, got 5"):
+        kernels.spectral_norm([weight], vectors, 1, 1e-12, [0], True, [torch.empty(5)], sigma)
+    rest = (torch.tensor([3.0]), [weight], sigma, vectors, 1e-12, [0])
+    with pytest.raises(RuntimeError, match="grad_weights must have 24 elements, got 0"):
+        kernels.spectral_norm_backward([weight], *rest, [torch.empty(0)])
 
 
 def test_functional_updates_only_the_buffers() -> None:

@@ -1,6 +1,7 @@
 """``spectral_norm_list`` beside what ``torch.nn.utils.parametrizations.spectral_norm`` computes, layer by layer.
 
-One training forward over all layers of a network: an iteration of the power method, and W / sigma written.
+One training forward over all layers of a network: an iteration of the power method, and W / sigma written; or sigma
+alone, which is all that the layers need where ``spectral_norm_model`` leaves 1 / sigma to their convolutions.
 """
 
 from __future__ import annotations
@@ -38,51 +39,68 @@ def shapes(network: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(layer.parametrizations.weight.original.shape) for layer in layers)
 
 
+def _problems(network: str, *, quick: bool = False) -> tuple[Problem, Problem]:
+    return (
+        Problem(f"{network}, W/sigma written", {"network": network, "written": True}, quick=quick),
+        Problem(f"{network}, sigma only, 1/sigma goes to the convolution", {"network": network, "written": False}),
+    )
+
+
 class SpectralNormList(Case):
     op = "spectral_norm_list"
     differentiable = ()
     modes = ("forward",)
     problems = (
-        Problem("small network"),
-        Problem("SNGAN-32 discriminator", quick=True),
-        Problem("SNGAN-128 discriminator"),
-        Problem("BigGAN-128 discriminator"),
+        *_problems("small network"),
+        *_problems("SNGAN-32 discriminator", quick=True),
+        *_problems("SNGAN-128 discriminator"),
+        *_problems("BigGAN-128 discriminator"),
     )
 
     def inputs(self, problem: Problem, make: Maker) -> Inputs:
         inputs = {}
-        for i, shape in enumerate(shapes(problem.name)):
+        for i, shape in enumerate(shapes(problem["network"])):
             weight = make.normal(*shape, scale=0.02)
             inputs[f"weight{i}"] = weight
+            if not problem["written"]:  # where PyTorch's goes, so that no compiler drops it
+                inputs[f"normal{i}"] = torch.zeros_like(weight)
             for name, length in (("u", shape[0]), ("v", weight[0].numel())):
                 inputs[f"{name}{i}"] = F.normalize(make.normal(length), dim=0)
         return inputs
 
     def arguments(self, problem: Problem, inputs: Inputs) -> Call:
         lists = [[x for n, x in inputs.items() if n.startswith(key)] for key in ("weight", "u", "v")]
-        return tuple(lists), {"n_power_iterations": 1, "eps": EPS}
+        written = None if problem["written"] else [False] * len(lists[0])
+        return tuple(lists), {"n_power_iterations": 1, "eps": EPS, "written": written}
 
     def ours(self, problem: Problem, inputs: Inputs, impl: str) -> Outputs:
         args, kwargs = self.arguments(problem, inputs)
-        normal, _ = gencore.functional.spectral_norm_list(*args, **kwargs, impl=impl)
-        return tuple(normal)
+        normal, sigmas = gencore.functional.spectral_norm_list(*args, **kwargs, impl=impl)
+        return tuple(normal) or tuple(sigmas)
 
     def eager(self, problem: Problem, inputs: Inputs) -> Outputs:
         (weights, us, vs), _ = self.arguments(problem, inputs)
-        return tuple(_normalised(*layer) for layer in zip(weights, us, vs, strict=True))
+        sigmas = tuple(_iterate(*layer) for layer in zip(weights, us, vs, strict=True))
+        if problem["written"]:
+            return tuple(weight / sigma for weight, sigma in zip(weights, sigmas, strict=True))
+        for i, (weight, sigma) in enumerate(zip(weights, sigmas, strict=True)):
+            torch.div(weight, sigma, out=inputs[f"normal{i}"])
+        return sigmas
 
     def cost(self, problem: Problem, mode: str, itemsize: int) -> Cost:
-        count = sum(torch.Size(shape).numel() for shape in shapes(problem.name))
-        return Cost(5 * count, 4 * count * itemsize)  # read for v, for u and sigma, and for W / sigma, which is written
+        count = sum(torch.Size(shape).numel() for shape in shapes(problem["network"]))
+        if not problem["written"]:
+            return Cost(4 * count, 2 * count * itemsize)  # read for v, and for u and sigma
+        return Cost(5 * count, 4 * count * itemsize)  # and for W / sigma, which is written
 
 
-def _normalised(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def _iterate(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
     matrix = weight.flatten(1)
     with torch.no_grad():
         F.normalize(torch.mv(matrix.T, u), dim=0, eps=EPS, out=v)
         F.normalize(torch.mv(matrix, v), dim=0, eps=EPS, out=u)
     u, v = u.clone(), v.clone()
-    return weight / torch.vdot(u, torch.mv(matrix, v))
+    return torch.vdot(u, torch.mv(matrix, v))
 
 
 CASE = SpectralNormList()

@@ -180,11 +180,12 @@ void normalize_layer(const SpectralNormArgs& args, const SpectralNormLayer& laye
     backwards = !backwards;
   }
   *static_cast<C*>(layer.sigma) = static_cast<C>(sigma);
+  if (layer.normal == nullptr) return;
   const C factor = static_cast<C>((sigma < 0 ? -sigma : sigma) < args.eps ? 1 : 1 / sigma);
   scale_layer(view, factor, backwards);
 }
 
-// grad_weight = G / sigma + (g_sigma - <G, W> / sigma^2) u v^T.
+// grad_weight = G / sigma + (g_sigma - <G, W> / sigma^2) u v^T; without G, g_sigma u v^T.
 template <class T, class C = compute_t<T>>
 void differentiate_layer(const SpectralNormBackwardArgs& args, const SpectralNormLayer& layer, C* partial) {
   using V = vector_t<C>;
@@ -196,7 +197,7 @@ void differentiate_layer(const SpectralNormBackwardArgs& args, const SpectralNor
   const double sigma = *static_cast<const C*>(layer.sigma);
   const bool divided = (sigma < 0 ? -sigma : sigma) >= args.eps;
   double product = 0;
-  if (divided) {
+  if (divided && grad != nullptr) {
     for_each_block(chunks, view.shared, false, [&](int64_t chunk) {
       const int64_t first = chunk * kChunk;
       V sum[4] = {};
@@ -216,7 +217,8 @@ void differentiate_layer(const SpectralNormBackwardArgs& args, const SpectralNor
       const C* x = view.column_vector + row / view.rows * view.inner;
       for_each_vector<lanes>(view.inner, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
         const int64_t at = row * view.inner + i;
-        store(to + at, load(grad + at, n) * factor + slope * load(x + i, n), n);
+        const V through_normal = grad != nullptr ? load(grad + at, n) * factor : V{};
+        store(to + at, through_normal + slope * load(x + i, n), n);
       });
     }
   });

@@ -1,4 +1,5 @@
-// Spectral normalisation of all layers of a network: power iterations, sigma = u^T W v, W / sigma, and its gradient.
+// Spectral normalisation of all layers of a network: power iterations, sigma = u^T W v, W / sigma where it is wanted,
+// and the gradient.
 //
 // A weight is [outer, rows, inner] in memory: u belongs to the rows, v to outer and inner together (outer > 1 where the
 // outputs are not the first dimension, as in transposed convolution). Layers of up to kLargeLayer elements are worked
@@ -18,8 +19,8 @@ struct SpectralNormLayer {
   const void* weight;
   void *u, *v;       // of C; [rows] and [outer, inner]
   void* sigma;       // of C; one number
-  void* normal;      // W / sigma, or the gradient of the weight
-  const void* grad;  // backward: the gradient of W / sigma
+  void* normal;      // W / sigma, or null: it is not wanted; backward: the gradient of the weight
+  const void* grad;  // backward: the gradient of W / sigma, or null
   const void* grad_sigma;
   int64_t outer, rows, inner;
   int64_t columns() const { return outer * inner; }

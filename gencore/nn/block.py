@@ -44,7 +44,9 @@ def conv_norm_act(conv: Any, norm: Any, input: Tensor, residual: Tensor | None =
     Layers of ``torch.nn`` are called one after the other.
     """
     if _gathers(conv, norm):
-        y, moments = conv_moments(conv._function.__name__, *conv._arguments(input, conv.bias), impl=conv.impl)
+        y, moments = conv_moments(
+            conv._function.__name__, *conv._arguments(input, conv.weight, conv.bias), impl=conv.impl
+        )
         return norm._normalize(y, residual, moments)
     if not _folds(conv, norm):
         y = conv(input)
@@ -83,7 +85,7 @@ def _folds(conv: Any, norm: Any) -> bool:
         and not norm.training
         and norm.running_mean is not None
         and not torch.is_grad_enabled()
-        and conv.weight.device.type == "cpu"
+        and norm.running_mean.device.type == "cpu"
     )
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional
 from torch import Tensor
 
 import gencore.functional as F
+from gencore.nn.utils.parametrizations import weight_and_scale
 from gencore.ops._activation import CONV_ACTIVATIONS
 
 LAYER_ACTIVATIONS = tuple(
@@ -23,6 +24,8 @@ LAYER_ACTIVATIONS = tuple(
 
 class _Fused(torch.nn.Module):
     """What the layers share: the arguments that come on top of ``torch.nn``'s."""
+
+    takes_scale = True  # of spectral_norm_model
 
     def __init__(
         self, *args: Any, activation: str | None = None, negative_slope: float = 0.01, impl: str = "auto", **kwargs: Any
@@ -34,6 +37,13 @@ class _Fused(torch.nn.Module):
                 f"got {activation!r}"
             )
         self.activation, self.negative_slope, self.impl = activation, negative_slope, impl
+
+    def _weighted(self, epilogue: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The weight and the epilogue; in a forward in which ``spectral_norm_model`` folds, W and also 1 / sigma."""
+        weight, scale = weight_and_scale(self)
+        if scale is None:
+            return weight, epilogue
+        return weight, {**epilogue, "scale": scale * epilogue["scale"] if "scale" in epilogue else scale}
 
     def _epilogue(self) -> dict[str, Any]:
         return {
@@ -60,20 +70,21 @@ class _Conv(_Fused):
         return self._run(input, self.bias, residual=residual, **self._epilogue())
 
     def _run(self, input: Tensor, bias: Tensor | None, **epilogue: Any) -> Tensor:
-        return self._function(*self._arguments(input, bias), **epilogue)
+        weight, epilogue = self._weighted(epilogue)
+        return self._function(*self._arguments(input, weight, bias), **epilogue)
 
     @property
     def _function(self) -> Callable[..., Tensor]:
         return (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
 
-    def _arguments(self, input: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    def _arguments(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
         """The positional arguments of the function."""
         layer: Any = self
         padding = layer.padding
         if layer.padding_mode != "zeros":
             input = torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
             padding = 0
-        return input, layer.weight, bias, layer.stride, padding, layer.dilation, layer.groups
+        return input, weight, bias, layer.stride, padding, layer.dilation, layer.groups
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):
@@ -115,14 +126,15 @@ class _ConvTranspose(_Fused):
     def _run(
         self, input: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None, **epilogue: Any
     ) -> Tensor:
-        return self._function(*self._arguments(input, bias, output_size), **epilogue)
+        weight, epilogue = self._weighted(epilogue)
+        return self._function(*self._arguments(input, weight, bias, output_size), **epilogue)
 
     @property
     def _function(self) -> Callable[..., Tensor]:
         return (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.dims - 1]
 
     def _arguments(
-        self, input: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None
     ) -> tuple[Any, ...]:
         """The positional arguments of the function."""
         layer: Any = self
@@ -132,7 +144,7 @@ class _ConvTranspose(_Fused):
             input, output_size, layer.stride, layer.padding, layer.kernel_size, self.dims, layer.dilation
         )
         geometry = (layer.stride, layer.padding, output_padding, layer.groups, layer.dilation)
-        return input, layer.weight, bias, *geometry
+        return input, weight, bias, *geometry
 
 
 class ConvTranspose1d(_ConvTranspose, torch.nn.ConvTranspose1d):
@@ -158,4 +170,5 @@ class Linear(_Fused, torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``activation(input weight^T + bias)``."""
-        return F.linear(input, self.weight, self.bias, **self._epilogue())
+        weight, epilogue = self._weighted(self._epilogue())
+        return F.linear(input, weight, self.bias, **epilogue)

@@ -64,8 +64,8 @@ def conv2d(
 
     On the CPU the sums are formed in register tiles from channels_last rows (contiguous images are turned a tile at a
     time), and the epilogue runs before they leave the registers. Gradients exist to any order. While gradients are
-    recorded, ``silu`` and ``prelu``, and a ``scale`` that has a gradient, run as ops of their own; the result is the
-    same. Under ``torch.autocast`` every tensor is taken in the dtype of autocast.
+    recorded, ``silu`` and ``prelu``, and a ``scale`` for each sample that has a gradient, run as ops of their own; the
+    result is the same. Under ``torch.autocast`` every tensor is taken in the dtype of autocast.
 
     Args:
         input: ``[N, C, H, W]`` (or ``[C, H, W]``); float32, float64, bfloat16 or float16, any strides.
@@ -360,7 +360,8 @@ def _run(
     recorded = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias, scale, residual, slopes)
     )
-    if recorded and scale is not None and scale.requires_grad:  # its gradient takes the sums, so they must be kept
+    if recorded and scale is not None and scale.requires_grad and scale.dim() == 2:
+        # The gradient of a scale for each sample takes the sums, so they must be kept.
         sums = CONVOLUTION(x, weight, None, None, None, None, *geometry, "identity", slope, impl)
         y = reference.conv_epilogue(sums, len(out_size), scale, bias, residual, activation, slope, slopes)
     elif recorded and (activation not in FUSED_IN_TRAINING or slope < 0):

@@ -7,6 +7,11 @@ outer products of pixel rows. With D the dense and G the gathered tensor,
 
 the gradient of a convolution to its input is a transposed convolution, and the other way round; to its weight, a weight
 gradient; and the gradients of a weight gradient are convolutions. So derivatives exist to any order, by algebra.
+
+A convolution is linear in its weight: where its output channel o is multiplied by a scale a[o], the sums of gradient
+times unscaled output are <weight_gradient(D, G)[o], weight[o]>. The gradient of a scale thus follows from that of the
+weight, and the unscaled sums need not be kept. A scale for each sample and channel has no such gradient.
+
 Public functions, argument checks and the tables of implementations are in :mod:`gencore.ops.conv` and
 :mod:`gencore.ops.linear`.
 """
@@ -23,6 +28,7 @@ from torch import Tensor
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._checks import compute_dtype
 from gencore.ops._library import define
+from gencore.reference.conv import scale_weight, split_channels
 
 FUSED_IN_TRAINING = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
 """Activations whose derivative follows from their result, so that nothing more than the result is stored."""
@@ -156,15 +162,15 @@ def _weight_gradient_cpu(
     groups: int,
 ) -> Tensor:
     if dense.dtype == torch.float16:
-        return _weight_gradient_cpu(dense.float(), gathered.float(), kernel, stride, padding, dilation, groups).half()
+        return _weight_gradient_cpu(dense.float(), gathered.float(), kernel, stride, padding, dilation, groups)
     shape = (dense.shape[1], gathered.shape[1] // groups, *kernel)
     result = torch.empty(shape, dtype=compute_dtype(dense.dtype), device=dense.device)
     if dense.numel() == 0 or gathered.numel() == 0:
-        return result.zero_().to(dense.dtype)
+        return result.zero_()
     torch.ops.gencore_c.conv_weight_gradient(
         _dense(dense), _dense(gathered), groups, kernel, stride, padding, dilation, result
     )
-    return result.to(dense.dtype)
+    return result
 
 
 def _convolution_triton(
@@ -205,8 +211,7 @@ def _weight_gradient_triton(
 ) -> Tensor:
     from gencore.kernels.conv import convolution_weight_gradient
 
-    result = convolution_weight_gradient(dense, gathered, kernel, stride, padding, dilation, groups)
-    return result.to(dense.dtype)
+    return convolution_weight_gradient(dense, gathered, kernel, stride, padding, dilation, groups)
 
 
 # --- registration ----------------------------------------------------------------------------------------------------
@@ -243,14 +248,17 @@ def _fake_weight_gradient(
     groups: int,
     impl: str,
 ) -> Tensor:
-    return dense.new_empty((dense.shape[1], gathered.shape[1] // groups, *kernel))
+    # Not rounded to 16 bits: what follows may multiply it.
+    return dense.new_empty((dense.shape[1], gathered.shape[1] // groups, *kernel), dtype=compute_dtype(dense.dtype))
 
 
 def save_convolution(ctx: Any, inputs: Any, output: Tensor) -> None:
     x, weight, bias, residual, slopes, scale, *ctx.geometry, ctx.activation, ctx.negative_slope, ctx.impl = inputs
-    if any(t is not None and t.requires_grad for t in (slopes, scale)):
-        raise RuntimeError("convolution: the op has no gradients to slopes and scale; the public functions have")
-    ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias, residual)]
+    if (slopes is not None and slopes.requires_grad) or (scale is not None and scale.requires_grad and scale.dim() > 1):
+        raise RuntimeError(
+            "convolution: the op has no gradients to slopes and to a scale for each sample; the public functions have"
+        )
+    ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias, residual, scale)]
     kinked = ctx.activation in ("relu", "leaky_relu")
     kept = None if ctx.activation == "identity" else output
     ctx.save_for_backward(x, weight, scale, kept, *((bias, residual) if kinked else (None, None)))
@@ -261,20 +269,28 @@ def differentiate_convolution(ctx: Any, grad: Tensor) -> Any:
     stride, padding, dilation, _, groups, transposed = ctx.geometry
     grad = _activation_gradient(grad, output, ctx.activation, ctx.negative_slope)
     if output is not None and torch.is_grad_enabled():
-        grad = _with_zeros_for(grad, [x, weight, bias, residual])
+        grad = _with_zeros_for(grad, [x, weight, bias, residual, scale])
     grad_residual = grad if ctx.needs[3] else None
     grad_bias = grad.sum([0, *range(2, grad.dim())]) if ctx.needs[2] else None
-    if scale is not None and any(ctx.needs[:2]):
-        grad = grad * scale.reshape(*scale.shape, *[1] * (grad.dim() - 2))
-    grad_x = grad_weight = None
+    if scale is not None and scale.dim() == 2:
+        grad, scale = grad * scale.reshape(*scale.shape, *[1] * (grad.dim() - 2)), None
+    grad_x = grad_weight = grad_scale = None
     if ctx.needs[0]:
+        one = scale if scale is not None and scale.numel() == 1 else None  # costs nothing in the next epilogue
+        scaled = grad if scale is one else grad * scale.reshape(-1, *[1] * (grad.dim() - 2))
         size = list(x.shape[2:])
-        grad_x = convolve(grad, weight, stride, padding, dilation, size, groups, not transposed, ctx.impl)
-    if ctx.needs[1]:
+        grad_x = convolve(scaled, weight, stride, padding, dilation, size, groups, not transposed, ctx.impl, one)
+    if ctx.needs[1] or ctx.needs[4]:
         dense, gathered = (x, grad) if transposed else (grad, x)
         kernel = list(weight.shape[2:])
-        grad_weight = WEIGHT_GRADIENT(dense, gathered, kernel, stride, padding, dilation, groups, ctx.impl)
-    return (grad_x, grad_weight, grad_bias, grad_residual, *[None] * 11)
+        products = WEIGHT_GRADIENT(dense, gathered, kernel, stride, padding, dilation, groups, ctx.impl)
+        if ctx.needs[4]:
+            terms, fitting = split_channels(products * weight, scale, groups, transposed)
+            grad_scale = terms.sum_to_size(fitting.shape).reshape(scale.shape).to(scale.dtype)
+        if ctx.needs[1]:
+            grad_weight = products if scale is None else scale_weight(products, scale, groups, transposed)
+            grad_weight = grad_weight.to(weight.dtype)
+    return (grad_x, grad_weight, grad_bias, grad_residual, None, grad_scale, *[None] * 9)
 
 
 def _activation_gradient(grad: Tensor, output: Tensor | None, activation: str, negative_slope: float) -> Tensor:
@@ -324,6 +340,7 @@ def _save_weight_gradient(ctx: Any, inputs: Any, output: Tensor) -> None:
 
 def _differentiate_weight_gradient(ctx: Any, grad: Tensor) -> Any:
     dense, gathered = ctx.saved_tensors
+    grad = grad.to(dense.dtype)
     _, stride, padding, dilation, groups = ctx.geometry
     grad_dense = grad_gathered = None
     if ctx.needs[0]:
@@ -345,11 +362,11 @@ def convolve(
     groups: int,
     transposed: bool,
     impl: str,
+    scale: Tensor | None = None,
 ) -> Tensor:
-    """A convolution without an epilogue."""
-    return CONVOLUTION(
-        x, weight, *[None] * 4, stride, padding, dilation, out_size, groups, transposed, "identity", 0.0, impl
-    )
+    """A convolution with nothing but a scale for an epilogue."""
+    geometry = (stride, padding, dilation, out_size, groups, transposed)
+    return CONVOLUTION(x, weight, None, None, None, scale, *geometry, "identity", 0.0, impl)
 
 
 CONVOLUTION = define(

@@ -21,11 +21,12 @@ def linear(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     activation: str = "identity",
     negative_slope: float = 0.01,
     impl: str = "auto",
 ) -> Tensor:
-    r"""``activation(input weight^T + bias)`` in one pass.
+    r"""``activation(scale input weight^T + bias)`` in one pass.
 
     A row of the input is a pixel, and the layer a convolution with one tap: the same tile, packed weights and epilogue
     as :func:`gencore.functional.conv2d`, and gradients to any order. While gradients are recorded, ``silu`` runs as a
@@ -35,6 +36,7 @@ def linear(
         input: ``[..., I]``; float32, float64, bfloat16 or float16.
         weight: ``[O, I]``, dtype and device of ``input``.
         bias: ``[O]`` or None.
+        scale: multiplies the products, ``[O]`` or one number: the 1 / sigma of spectral normalisation.
         activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"`` or ``"silu"``.
         negative_slope: of ``leaky_relu``.
         impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :mod:`gencore.dispatch`.
@@ -47,23 +49,23 @@ def linear(
         RuntimeError: shapes, dtypes or devices do not fit.
         ValueError: the activation is unknown.
     """
-    input, weight, bias = autocast(input, weight, bias)
-    _validate(input, weight, bias, activation)
+    input, weight, bias, scale = autocast(input, weight, bias, scale)
+    _validate(input, weight, bias, scale, activation)
     chosen = OP.select(impl, input, weight, bias)
     if chosen == "reference":
-        return reference.linear(input, weight, bias, activation, negative_slope)
+        return reference.linear(input, weight, bias, scale, activation, negative_slope)
     fused = activation
     if (activation not in FUSED_IN_TRAINING or negative_slope < 0) and torch.is_grad_enabled():
-        recorded = any(t is not None and t.requires_grad for t in (input, weight, bias))
+        recorded = any(t is not None and t.requires_grad for t in (input, weight, bias, scale))
         fused = "identity" if recorded else activation
     rows = input.reshape(-1, input.shape[-1])
     geometry: tuple[list[int], ...] = ([], [], [], [])
-    y = CONVOLUTION(rows, weight, bias, None, None, None, *geometry, 1, False, fused, float(negative_slope), chosen)
+    y = CONVOLUTION(rows, weight, bias, None, None, scale, *geometry, 1, False, fused, float(negative_slope), chosen)
     y = y.view(*input.shape[:-1], weight.shape[0])
     return y if fused == activation else activate(y, activation, negative_slope)
 
 
-def _validate(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
+def _validate(input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, activation: str) -> None:
     check_floating("linear", "input", input)
     check_tensor("linear", "weight", weight)
     check_device("linear", "weight", weight, "input", input)
@@ -80,6 +82,12 @@ def _validate(input: Tensor, weight: Tensor, bias: Tensor | None, activation: st
         check_device("linear", "bias", bias, "input", input)
         check_dtype("linear", "bias", bias, input)
         check_shape("linear", "bias", bias, (weight.shape[0],))
+    if scale is not None:
+        check_tensor("linear", "scale", scale)
+        check_device("linear", "scale", scale, "input", input)
+        check_dtype("linear", "scale", scale, input)
+        if scale.numel() != 1 or scale.dim() > 1:
+            check_shape("linear", "scale", scale, (weight.shape[0],))
     if activation not in CONV_ACTIVATIONS or activation == "prelu":
         known = ", ".join(name for name in CONV_ACTIVATIONS if name != "prelu")
         raise ValueError(f"linear: activation must be one of {known}; got {activation!r}")

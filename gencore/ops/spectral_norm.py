@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def spectral_norm(
     dim = _validate(where, "", weight, u, v, *options, dim)
     iterations = _iterations(training, n_power_iterations)
     chosen = OP.select(impl, weight)
-    normal, sigma = _run(chosen, [weight], [u], [v], iterations, eps, [dim], v_first)
+    normal, sigma = _run(chosen, [weight], [u], [v], iterations, eps, [dim], v_first, [True])
     return normal[0], sigma[0]
 
 
@@ -82,6 +83,7 @@ def spectral_norm_list(
     training: bool = True,
     dims: int | Sequence[int] = 0,
     v_first: bool = True,
+    written: Sequence[bool] | None = None,
     impl: str = "auto",
 ) -> tuple[list[Tensor], list[Tensor]]:
     """:func:`spectral_norm` of all layers of a network in one call: ``([W / sigma, ...], [sigma, ...])``.
@@ -92,14 +94,21 @@ def spectral_norm_list(
     Args:
         weights, us, vs: one of each a layer, all on one device and with one dtype of weights.
         dims: of each layer, or one for all.
+        written: for each layer, whether its W / sigma is wanted (None: all are). Without it, a weight is read for sigma
+            alone: 1 / sigma can be the ``scale`` of a convolution of W.
         n_power_iterations, eps, training, v_first, impl: as in :func:`spectral_norm`, the same for all layers.
+
+    Returns:
+        W / sigma of the layers that are written, and sigma of all, both in the order of the layers.
 
     Raises:
         ValueError: lists of different lengths; otherwise as :func:`spectral_norm`.
     """
     where = "spectral_norm_list"
     dims = [dims] * len(weights) if isinstance(dims, int) else list(dims)
-    for name, values in (("us", us), ("vs", vs), ("dims", dims)):
+    written = [True] * len(weights) if written is None else list(written)
+    lists: tuple[tuple[str, Sequence[object]], ...] = (("us", us), ("vs", vs), ("dims", dims), ("written", written))
+    for name, values in lists:
         if len(values) != len(weights):
             raise ValueError(f"{where}: {name} must have {len(weights)} entries, one a weight; got {len(values)}")
     for i, layer in enumerate(zip(weights, us, vs, strict=True)):
@@ -113,7 +122,7 @@ def spectral_norm_list(
         return [], []
     iterations = _iterations(training, n_power_iterations)
     chosen = LIST_OP.select(impl, weights[0])
-    return _run(chosen, weights, us, vs, iterations, eps, dims, v_first)
+    return _run(chosen, weights, us, vs, iterations, eps, dims, v_first, written)
 
 
 def _validate(
@@ -167,22 +176,25 @@ def _run(
     eps: float,
     dims: Sequence[int],
     v_first: bool,
+    written: Sequence[bool],
 ) -> tuple[list[Tensor], list[Tensor]]:
     if chosen == "reference":
         # Copies of u and v are what the backward keeps, so that the buffers may change before it runs.
         compute = compute_dtype(weights[0].dtype)
-        layers = [
-            reference.spectral_norm(
+        normal, sigma, new = [], [], []
+        for w, u, v, dim, wanted in zip(weights, us, vs, dims, written, strict=True):
+            function = reference.spectral_norm if wanted else reference.power_iteration
+            *ready, s, u, v = function(
                 w, u.to(compute, copy=True), v.to(compute, copy=True), iterations, eps, dim, v_first
             )
-            for w, u, v, dim in zip(weights, us, vs, dims, strict=True)
-        ]
-        normal, sigma, *moved = (list(values) for values in zip(*layers, strict=True))
-        new = [x for pair in zip(*moved, strict=True) for x in pair]
+            normal += ready
+            sigma.append(s)
+            new += [u, v]
     else:
         vectors = torch.cat([x.flatten() for pair in zip(us, vs, strict=True) for x in pair])
         vectors = vectors.to(compute_dtype(weights[0].dtype))
-        normal, sigmas, vectors = _FORWARD(list(weights), vectors, iterations, float(eps), list(dims), v_first, chosen)
+        arguments = (iterations, float(eps), list(dims), v_first, list(written), chosen)
+        normal, sigmas, vectors = _FORWARD(list(weights), vectors, *arguments)
         sigma = list(sigmas.unbind())
         new = list(vectors.split([x.numel() for pair in zip(us, vs, strict=True) for x in pair])) if iterations else []
     if iterations > 0:
@@ -197,13 +209,19 @@ def _run(
 
 def _forward_kernel(call: Any) -> Any:
     def forward(
-        weights: list[Tensor], vectors: Tensor, n_power_iterations: int, eps: float, dims: list[int], v_first: bool
+        weights: list[Tensor],
+        vectors: Tensor,
+        n_power_iterations: int,
+        eps: float,
+        dims: list[int],
+        v_first: bool,
+        written: list[bool],
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         dense = [w.contiguous() for w in weights]
-        normal = [torch.empty_like(w) for w in dense]
+        normal = [torch.empty_like(w) if wanted else w.new_empty(0) for w, wanted in zip(dense, written, strict=True)]
         vectors, sigma = vectors.clone(), vectors.new_empty((len(weights),))
         call()(dense, vectors, n_power_iterations, eps, dims, v_first, normal, sigma)
-        return _laid_out(normal, weights), sigma, vectors
+        return _laid_out(list(compress(normal, written)), list(compress(weights, written))), sigma, vectors
 
     return forward
 
@@ -217,8 +235,12 @@ def _backward_kernel(call: Any) -> Any:
         vectors: Tensor,
         eps: float,
         dims: list[int],
+        written: list[bool],
     ) -> list[Tensor]:
-        dense, dense_grads = [w.contiguous() for w in weights], [g.contiguous() for g in grads]
+        dense, given = [w.contiguous() for w in weights], iter(grads)
+        dense_grads = [
+            next(given).contiguous() if wanted else w.new_empty(0) for w, wanted in zip(weights, written, strict=True)
+        ]
         results = [torch.empty_like(w) for w in dense]
         call()(dense_grads, grad_sigma.contiguous(), dense, sigma, vectors, eps, dims, results)
         return _laid_out(results, weights)
@@ -265,9 +287,11 @@ def _fake_forward(
     eps: float,
     dims: list[int],
     v_first: bool,
+    written: list[bool],
     impl: str,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    return [torch.empty_like(w) for w in weights], vectors.new_empty((len(weights),)), torch.empty_like(vectors)
+    normal = [torch.empty_like(w) for w in compress(weights, written)]
+    return normal, vectors.new_empty((len(weights),)), torch.empty_like(vectors)
 
 
 def _fake_backward(
@@ -278,13 +302,14 @@ def _fake_backward(
     vectors: Tensor,
     eps: float,
     dims: list[int],
+    written: list[bool],
     impl: str,
 ) -> list[Tensor]:
     return [torch.empty_like(w) for w in weights]
 
 
 def _save_forward(ctx: Any, inputs: Any, output: Any) -> None:
-    weights, _, _, ctx.eps, ctx.dims, _, ctx.impl = inputs
+    weights, _, _, ctx.eps, ctx.dims, _, ctx.written, ctx.impl = inputs
     _, sigma, vectors = output
     ctx.mark_non_differentiable(vectors)
     ctx.save_for_backward(*weights, sigma, vectors)
@@ -292,37 +317,42 @@ def _save_forward(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _differentiate_forward(ctx: Any, grads: list[Tensor | None], grad_sigma: Tensor, _vectors: Any) -> Any:
     *weights, sigma, vectors = ctx.saved_tensors
-    given = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
+    given = [
+        torch.zeros_like(w) if g is None else g for g, w in zip(grads, compress(weights, ctx.written), strict=True)
+    ]
     grad_sigma = torch.zeros_like(sigma) if grad_sigma is None else grad_sigma
-    return _BACKWARD(given, grad_sigma, weights, sigma, vectors, ctx.eps, ctx.dims, ctx.impl), *[None] * 6
+    rest = (ctx.eps, ctx.dims, ctx.written, ctx.impl)
+    return _BACKWARD(given, grad_sigma, weights, sigma, vectors, *rest), *[None] * 7
 
 
 def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
-    grads, grad_sigma, weights, _, vectors, ctx.eps, ctx.dims, _ = inputs
+    grads, grad_sigma, weights, _, vectors, ctx.eps, ctx.dims, ctx.written, _ = inputs
     ctx.save_for_backward(*grads, grad_sigma, *weights, vectors)
 
 
 def _differentiate_backward(ctx: Any, grad_outputs: list[Tensor | None]) -> Any:
     # sigma is worked out again from the weights, which thus carry its derivative too.
     *inputs, vectors = ctx.saved_tensors
-    count = len(ctx.dims)
+    count = sum(ctx.written)
     lengths = [_lengths(weight, dim) for weight, dim in zip(inputs[count + 1 :], ctx.dims, strict=True)]
     vectors = vectors.split([n for pair in lengths for n in pair])
 
     def formula(*values: Any) -> list[Tensor]:
-        grads, grad_sigma, weights = values[:count], values[count], values[count + 1 :]
+        given, grad_sigma, weights = iter(values[:count]), values[count], values[count + 1 :]
         return [
-            reference.spectral_norm_backward(grads[i], grad_sigma[i], weights[i], u, v, ctx.eps, dim)
-            for i, (dim, u, v) in enumerate(zip(ctx.dims, vectors[::2], vectors[1::2], strict=True))
+            reference.spectral_norm_backward(weight, u, v, next(given) if wanted else None, grad, ctx.eps, dim)
+            for weight, u, v, wanted, grad, dim in zip(
+                weights, vectors[::2], vectors[1::2], ctx.written, grad_sigma, ctx.dims, strict=True
+            )
         ]
 
     results = differentiate(formula, inputs, grad_outputs)
-    return results[:count], results[count], results[count + 1 :], *[None] * 5
+    return results[:count], results[count], results[count + 1 :], *[None] * 6
 
 
 _FORWARD = define(
     "spectral_norm(Tensor[] weights, Tensor vectors, int n_power_iterations, float eps, int[] dims, bool v_first, "
-    "str impl) -> (Tensor[] normal, Tensor sigma, Tensor vectors)",
+    "bool[] written, str impl) -> (Tensor[] normal, Tensor sigma, Tensor vectors)",
     {
         "cpu": _forward_kernel(lambda: torch.ops.gencore_c.spectral_norm.default),
         "triton": _forward_kernel(_triton("spectral_norm")),
@@ -333,7 +363,7 @@ _FORWARD = define(
 )
 _BACKWARD = define(
     "spectral_norm_backward(Tensor[] grads, Tensor grad_sigma, Tensor[] weights, Tensor sigma, Tensor vectors, "
-    "float eps, int[] dims, str impl) -> Tensor[]",
+    "float eps, int[] dims, bool[] written, str impl) -> Tensor[]",
     {
         "cpu": _backward_kernel(lambda: torch.ops.gencore_c.spectral_norm_backward.default),
         "triton": _backward_kernel(_triton("spectral_norm_backward")),

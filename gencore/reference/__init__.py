@@ -10,7 +10,7 @@ from gencore.reference.norm_act_backward import norm_act_backward
 from gencore.reference.pixel_norm import minibatch_stddev, pixel_norm
 from gencore.reference.reparameterize_kl import reparameterize_kl, reparameterize_kl_backward
 from gencore.reference.self_attention import attention_block, self_attention, self_attention_backward
-from gencore.reference.spectral_norm import spectral_norm, spectral_norm_backward
+from gencore.reference.spectral_norm import power_iteration, spectral_norm, spectral_norm_backward
 from gencore.reference.upfirdn2d import conv2d_resample, setup_filter, upfirdn2d
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "modulated_conv2d",
     "norm_act_backward",
     "pixel_norm",
+    "power_iteration",
     "reparameterize_kl",
     "reparameterize_kl_backward",
     "self_attention",

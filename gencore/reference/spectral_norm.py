@@ -13,8 +13,16 @@ def spectral_norm(
     weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float, dim: int, v_first: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """W / sigma, sigma = u^T W v, and u and v after the power iterations, which count as constants."""
-    wide = weight.to(u.dtype)
-    matrix = as_matrix(wide, dim)
+    sigma, u, v = power_iteration(weight, u, v, n_power_iterations, eps, dim, v_first)
+    return (weight.to(u.dtype) / divisor(sigma, eps)).to(weight.dtype), sigma, u, v
+
+
+@without_autocast
+def power_iteration(
+    weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float, dim: int, v_first: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sigma, u and v."""
+    matrix = as_matrix(weight.to(u.dtype), dim)
     with torch.no_grad():
         for _ in range(n_power_iterations):
             for turn in "vu" if v_first else "uv":
@@ -22,21 +30,23 @@ def spectral_norm(
                     u = _unit(matrix @ v, u, eps)
                 else:
                     v = _unit(matrix.T @ u, v, eps)
-    sigma = u @ (matrix @ v)
-    return (wide / _divisor(sigma, eps)).to(weight.dtype), sigma, u, v
+    return u @ (matrix @ v), u, v
 
 
 @without_autocast
 def spectral_norm_backward(
-    grad: Tensor, grad_sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, eps: float, dim: int
+    weight: Tensor, u: Tensor, v: Tensor, grad: Tensor | None, grad_sigma: Tensor, eps: float, dim: int
 ) -> Tensor:
     """G / sigma + (g_sigma - <G, W> / sigma^2) u v^T, which is (G - <G, W_sn> u v^T) / sigma where g_sigma is 0."""
-    matrix = as_matrix(weight, dim).to(u.dtype)
-    g = as_matrix(grad, dim).to(u.dtype)
-    sigma = u @ (matrix @ v)
-    divisor = _divisor(sigma, eps)
-    through_sigma = torch.where(sigma.abs() < eps, 0.0, (g * matrix).sum() / divisor.square())
-    result = g / divisor + (grad_sigma - through_sigma) * torch.outer(u, v)
+    if grad is None:
+        result = grad_sigma * torch.outer(u, v)
+    else:
+        matrix = as_matrix(weight, dim).to(u.dtype)
+        g = as_matrix(grad, dim).to(u.dtype)
+        sigma = u @ (matrix @ v)
+        by = divisor(sigma, eps)
+        through_sigma = torch.where(sigma.abs() < eps, 0.0, (g * matrix).sum() / by.square())
+        result = g / by + (grad_sigma - through_sigma) * torch.outer(u, v)
     moved = weight.movedim(dim, 0).shape
     return result.reshape(moved).movedim(0, dim).to(weight.dtype)
 
@@ -52,5 +62,6 @@ def _unit(vector: Tensor, before: Tensor, eps: float) -> Tensor:
     return torch.where(norm < eps, before, vector / norm.clamp_min(eps))
 
 
-def _divisor(sigma: Tensor, eps: float) -> Tensor:
+def divisor(sigma: Tensor, eps: float) -> Tensor:
+    """Sigma, or 1 where it is too small to divide by."""
     return torch.where(sigma.abs() < eps, 1.0, sigma)

@@ -121,15 +121,16 @@ def _attention(
     return launch
 
 
-def _spectral_norm(dtype: torch.dtype, *shape: int, dim: int = 0) -> Callable[[], None]:
-    """One training iteration and the backward of one layer: seven kernels."""
+def _spectral_norm(dtype: torch.dtype, *shape: int, dim: int = 0, written: bool = True) -> Callable[[], None]:
+    """One training iteration and the backward of one layer: seven kernels; five where W / sigma is not written."""
 
     def launch() -> None:
         weight = torch.empty(shape, dtype=dtype)
         sigma = torch.empty(1)
         vectors = torch.empty(shape[dim] + weight.numel() // shape[dim])
-        sn.spectral_norm([weight], vectors, 1, 1e-12, [dim], True, [weight], sigma)
-        sn.spectral_norm_backward([weight], sigma, [weight], sigma, vectors, 1e-12, [dim], [weight])
+        normal = weight if written else torch.empty(0, dtype=dtype)
+        sn.spectral_norm([weight], vectors, 1, 1e-12, [dim], True, [normal], sigma)
+        sn.spectral_norm_backward([normal], sigma, [weight], sigma, vectors, 1e-12, [dim], [weight])
 
     return launch
 
@@ -166,6 +167,7 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "self_attention_backward float32 64x64, C=192": _attention(FLOAT, 16, 4096, 1024, 24, 96, True),
     "spectral_norm float32 1536x1536x3x3": _spectral_norm(FLOAT, 1536, 1536, 3, 3),
     "spectral_norm bfloat16 512x256x4x4, transposed": _spectral_norm(HALF, 512, 256, 4, 4, dim=1),
+    "spectral_norm float32 256x256x3x3, sigma only": _spectral_norm(FLOAT, 256, 256, 3, 3, written=False),
     "conditional_batch_norm bfloat16 16x256x64x64, ReLU": _batch_norm(
         HALF, 16, 256, 64, 64, activation=RELU, per_sample=True
     ),

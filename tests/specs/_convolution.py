@@ -33,11 +33,12 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
         *,
         bias: bool = True,
         residual: bool = False,
-        scale: bool = False,
+        scale: str = "",
         seed: int = 5,
         **options: Any,
     ) -> Sample:
-        """``inner`` and ``outer`` are channels of a group; odd dimensions are one longer than ``size``."""
+        """``inner`` and ``outer`` are channels of a group; odd dimensions are one longer than ``size``; ``scale`` says
+        what each of its numbers is of: ``"sample"``, ``"channel"`` or ``"all"``."""
         generator = torch.Generator().manual_seed(seed)
         draw = lambda *s: torch.randn(s, dtype=torch.float64, generator=generator)  # noqa: E731
         groups = options.get("groups", 1)
@@ -46,15 +47,16 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
         weight = draw(first, second, *[kernel] * dims) / (inner * kernel**dims) ** 0.5
         geometry = {key: options[key] for key in GEOMETRY if key in options}
         shape = torchs(x.to("meta"), weight.to("meta"), **geometry).shape
+        scales = {"sample": (n, outer * groups), "channel": (outer * groups,), "all": (1,)}
         tensors = {
             "input": x,
             "weight": weight,
             "bias": draw(outer * groups) if bias else None,
-            "scale": 1 + 0.5 * draw(n, outer * groups) if scale else None,
+            "scale": 1 + 0.5 * draw(*scales[scale]) if scale else None,
             "residual": draw(*shape) if residual else None,
             "slopes": draw(outer * groups).sigmoid() if options.get("activation") == "prelu" else None,
         }
-        return Sample(label, tensors, options)
+        return Sample(label, tensors, options, batch=("scale",) if scale == "sample" else ())
 
     def samples() -> list[Sample]:
         strided: dict[str, Any] = {"stride": 2, "padding": 1}
@@ -64,14 +66,18 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
             sample("leaky_relu", 2, 5, 9, 7, 3, padding=1, activation="leaky_relu", negative_slope=0.2),
             sample("strided", 2, 3, 6, 5, 4, bias=False, **strided),
             sample("residual", 2, 4, 3, 4, 2, residual=True, activation="relu"),
-            sample("scaled", 2, 3, 5, 4, 3, scale=True, padding=1, activation="tanh"),
+            sample("scaled", 2, 3, 5, 4, 3, scale="sample", padding=1, activation="tanh"),
+            sample(
+                "scaled_channels", 2, 6, 17, 5, 3, scale="channel", residual=True, activation="leaky_relu", **strided
+            ),
             sample("grouped", 2, 2, 3, 5, 2, groups=2, dilation=2, padding=1),
             sample("depthwise", 2, 1, 1, 4, 3, groups=3, padding=1, activation="prelu"),
             sample("few", 2, 40, 3, 3, 3, **strided),
             sample("wide", 2, 20, 70, 2, 2, activation="silu"),
-            sample("tiny", 1, 2, 2, small, 2, stride=2, activation="sigmoid", scale=True),
-            sample("tiny_relu", 1, 2, 2, small, 2, activation="relu", residual=True, bias=False),
-            sample("tiny_grouped", 2, 1, 1, small, 2, groups=2, activation="leaky_relu", negative_slope=0.3),
+            sample("tiny", 1, 2, 2, small, 2, stride=2, activation="sigmoid", scale="sample"),
+            sample("tiny_relu", 1, 2, 2, small, 2, activation="relu", residual=True, bias=False, scale="all"),
+            sample("tiny_grouped", 2, 1, 2, small, 2, groups=2, scale="channel", activation="tanh"),
+            sample("scaled_silu", 3, 30, 20, 3, 2, scale="all", activation="silu"),
             sample("one_pixel", 3, 7, 5, 1, 2 if transposed else 1),
             sample("one_channel", 1, 1, 1, 4, 3),
             sample("empty_batch", 0, 3, 2, 4, 3),
@@ -96,19 +102,26 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
             groups=draw(st.sampled_from([1, 1, 2])),
             bias=draw(flag),
             residual=draw(flag),
-            scale=draw(flag),
+            scale=draw(st.sampled_from(["", "sample", "channel", "all"])),
             seed=draw(st.integers(0, 99)),
             activation=draw(st.sampled_from(["identity", "tanh", "silu", "sigmoid"])),
             **options,
         )
 
     def composite(tensors: Mapping[str, Tensor | None], options: Mapping[str, Any], seed: int | None) -> tuple[Tensor]:
-        bias, scale, residual = tensors["bias"], tensors["scale"], tensors["residual"]
-        late = scale is not None and bias is not None
-        geometry = {key: options[key] for key in GEOMETRY if key in options}
-        y = torchs(tensors["input"], tensors["weight"], None if late else bias, **geometry)
+        weight, bias, scale, residual = (tensors[name] for name in ("weight", "bias", "scale", "residual"))
+        assert weight is not None
         ones = [1] * dims
-        if scale is not None:
+        late = scale is not None and scale.dim() == 2 and bias is not None
+        if scale is not None and scale.dim() < 2:  # goes into the weight, as in spectral normalisation
+            groups = options.get("groups", 1)
+            channels = weight.shape[1] * groups if transposed else len(weight)
+            factor = scale.expand(channels).view(groups, -1)
+            factor = factor.repeat_interleave(len(weight) // groups, 0) if transposed else factor.reshape(-1, 1)
+            weight = weight * factor.view(*factor.shape, *ones)
+        geometry = {key: options[key] for key in GEOMETRY if key in options}
+        y = torchs(tensors["input"], weight, None if late else bias, **geometry)
+        if scale is not None and scale.dim() == 2:
             y = y * scale.view(*scale.shape, *ones)
         if late and bias is not None:
             y = y + bias.view(-1, *ones)
@@ -153,7 +166,7 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
         shapes=shapes(),
         composite=composite,
         differentiable=("input", "weight", "bias", "scale", "residual", "slopes"),
-        layout=("input", "scale", "residual"),
+        layout=("input", "residual"),
         outputs_like=(),
         errors=errors,
         interpreted=dims == 2,

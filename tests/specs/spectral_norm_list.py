@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import compress
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def samples() -> list[Sample]:
         join("u_first", transposed, tiny[1], conv, v_first=False, n_power_iterations=2),
         join("evaluation", *tiny, training=False),
         join("empty", conv, single.make("", 0, 5), tiny[2]),
+        join("first_alone_written", *tiny, training=False, written=[True, False, False]),
+        join("last_not_written", tiny[1], conv, transposed, written=[True, True, False]),
         # One layer of this is cut among the threads, the others are not.
         join("large", single.make("", 300, 80, 4, 4), conv, single.make("", 130, 200, 4, 4, dim=1)),
     ]
@@ -49,19 +52,21 @@ def shapes(draw: st.DrawFn) -> Sample:
     for _ in LAYERS:
         size = draw(st.lists(st.integers(1, 12), min_size=2, max_size=4))
         layers.append(single.make("", *size, dim=draw(st.integers(0, len(size) - 1)), seed=draw(st.integers(0, 99))))
-    options = {"n_power_iterations": draw(st.integers(0, 2)), "v_first": draw(st.booleans())}
+    written = [True, draw(st.booleans()), draw(st.booleans())]  # the first: the tests look at the layout of its result
+    options = {"n_power_iterations": draw(st.integers(0, 2)), "v_first": draw(st.booleans()), "written": written}
     return join("drawn", *layers, **options)
 
 
 def composite(tensors: Mapping[str, Tensor | None], options: Mapping[str, Any], seed: int | None) -> tuple[Tensor, ...]:
-    rest = {"n_power_iterations": 1, **{k: v for k, v in options.items() if k != "dims"}}
+    rest = {"n_power_iterations": 1, **{k: v for k, v in options.items() if k not in ("dims", "written")}}
     layers = [
         single.composite(
             {k: tensors[f"{k}{i}"] for k in ("weight", "u", "v")}, {**rest, "dim": options["dims"][i]}, seed
         )
         for i in LAYERS
     ]
-    return *(normal for normal, _ in layers), *(sigma for _, sigma in layers)
+    written = options.get("written", [True] * len(layers))
+    return *(normal for normal, _ in compress(layers, written)), *(sigma for _, sigma in layers)
 
 
 def errors() -> list[ErrorInput]:
@@ -75,6 +80,8 @@ def errors() -> list[ErrorInput]:
              [weight, weight], [u], [v, v]),
         case("dims", "dims must have 1 entries", lambda: list(zip([u], [u, u], strict=True)),
              [weight], [u], [v], dims=[0, 0]),
+        case("written", "written must have 1 entries", lambda: list(zip([u], [u, u], strict=True)),
+             [weight], [u], [v], written=[True, False]),
         case("second_u", r"us\[1\] must have shape \(4,\), got \(3,\)", lambda: torch.mv(weight, torch.ones(3)),
              [weight] * 2, [u, torch.ones(3)], [v, v]),
         case("dtypes", r"weights\[1\] must have the dtype of weights\[0\]", lambda: torch.mv(weight.double(), v),

@@ -8,7 +8,8 @@ checkpoints go both ways. :func:`spectral_norm_model` makes one call of all the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from itertools import compress
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import gencore.functional as F
-from gencore.reference.spectral_norm import as_matrix
+from gencore.reference.spectral_norm import as_matrix, divisor
 
 CONVENTIONS = ("torch", "biggan")
 
@@ -62,29 +63,37 @@ def spectral_norm(
     return module
 
 
-def spectral_norm_model(network: nn.Module) -> nn.Module:
+def spectral_norm_model(network: nn.Module, *, fold: bool = True) -> nn.Module:
     """Let all layers of ``network`` that have :func:`spectral_norm` share one call a forward, and return the network.
 
     Before each forward of the network, one :func:`gencore.functional.spectral_norm_list` normalises all weights; during
     it, every reading of a weight finds the result. Outside of it each layer works for itself. ``state_dict`` does not
     change. Non-reentrant activation checkpointing must take in the whole network, or none of it.
 
+    Args:
+        fold: of gencore's convolutions and linear layers, compute sigma alone. Their W / sigma is not written: the
+            layer multiplies by 1 / sigma what it gets from W, which stays packed as long as it does not change. Results
+            differ by rounding. Whoever reads ``layer.weight`` still gets W / sigma. It is written as ever for other
+            layers and other parametrisations on top, on a GPU, in 16 bits and under autocast.
+
     Raises:
         ValueError: no layer of the network has gencore's :func:`spectral_norm`, or they differ in iterations, eps,
             convention or impl.
     """
     layers = [
-        (cast(Any, module).parametrizations[name], found)
+        _Member(
+            cast(Any, module).parametrizations[name], found, name == "weight" and getattr(module, "takes_scale", False)
+        )
         for module in network.modules()
         for name in getattr(module, "parametrizations", ())
         if (found := _parametrization(module, name)) is not None and found.has_buffers
     ]
     if not layers:
         raise ValueError("spectral_norm_model: no layer of the network has gencore's spectral_norm")
-    settings = {layer.settings for _, layer in layers}
+    settings = {layer.normal.settings for layer in layers}
     if len(settings) > 1:
         raise ValueError(f"spectral_norm_model: all layers must have the same settings, got {sorted(settings)}")
-    batch = _Batch(layers)
+    batch = _Batch(layers, fold)
     network.register_forward_pre_hook(batch.begin)
     network.register_forward_hook(batch.end, always_call=True)
     return network
@@ -154,7 +163,8 @@ class SpectralNorm(nn.Module):
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim % rank, eps
         self.convention, self.impl = convention, impl
         self.has_buffers = rank > 1
-        self.ready: Tensor | None = None
+        self.ready: Tensor | None = None  # W / sigma, or 1 / sigma, during a forward of spectral_norm_model's network
+        self.scale: Tensor | None = None
         if self.has_buffers:
             rows, columns = as_matrix(weight.detach(), self.dim).shape
             u = weight.detach().new_empty(rows).normal_()
@@ -189,6 +199,8 @@ class SpectralNorm(nn.Module):
             return torch.nn.functional.normalize(weight, dim=0, eps=self.eps)
         if self.ready is not None:
             return self.ready
+        if self.scale is not None:
+            return weight * self.scale
         u, v, iterate = self.buffers_to_use()
         return F.spectral_norm(
             weight, u, v, n_power_iterations=self.n_power_iterations, training=iterate, **self.options
@@ -201,34 +213,64 @@ class SpectralNorm(nn.Module):
         return f"n_power_iterations={self.n_power_iterations}, eps={self.eps}, dim={self.dim}"
 
 
+class _Member(NamedTuple):
+    """A layer of a batch."""
+
+    owner: Any  # the list of its parametrisations
+    normal: SpectralNorm  # the first of them
+    takes_scale: bool  # it can multiply by 1 / sigma itself
+
+
 class _Batch:
     """Normalises the weights of a network's layers before its forward, and forgets them after it."""
 
-    def __init__(self, layers: list[tuple[Any, SpectralNorm]]) -> None:
-        self.layers = layers
+    def __init__(self, layers: list[_Member], fold: bool) -> None:
+        self.layers, self.fold = layers, fold
 
     def begin(self, network: nn.Module, args: Any) -> None:
-        first = self.layers[0][1]
-        if any(layer.training != first.training for _, layer in self.layers):
+        first = self.layers[0].normal
+        if any(layer.normal.training != first.training for layer in self.layers):
             return  # some are frozen: each for itself
-        used = [layer.buffers_to_use() for _, layer in self.layers]
-        normal, _ = F.spectral_norm_list(
-            [owner.original for owner, _ in self.layers],
+        used = [layer.normal.buffers_to_use() for layer in self.layers]
+        weights = [layer.owner.original for layer in self.layers]
+        folds = self.fold and weights[0].device.type == "cpu" and not _rounds_scales(weights[0].dtype)
+        written = [not (folds and layer.takes_scale and len(layer.owner) == 1) for layer in self.layers]
+        ready, sigmas = F.spectral_norm_list(
+            weights,
             [u for u, _, _ in used],
             [v for _, v, _ in used],
             n_power_iterations=first.n_power_iterations,
             eps=first.eps,
             training=used[0][2],
-            dims=[layer.dim for _, layer in self.layers],
+            dims=[layer.normal.dim for layer in self.layers],
             v_first=first.convention == "biggan",
+            written=written,
             impl=first.impl,
         )
-        for (_, layer), weight in zip(self.layers, normal, strict=True):
-            layer.ready = weight
+        for layer, weight in zip(compress(self.layers, written), ready, strict=True):
+            layer.normal.ready = weight
+        folded = [not wanted for wanted in written]
+        if any(folded):
+            scales = divisor(torch.stack(list(compress(sigmas, folded))), first.eps).reciprocal()
+            for layer, scale in zip(compress(self.layers, folded), scales.unbind(), strict=True):
+                layer.normal.scale = scale
 
     def end(self, network: nn.Module, args: Any, output: Any) -> None:
-        for _, layer in self.layers:
-            layer.ready = None
+        for layer in self.layers:
+            layer.normal.ready = layer.normal.scale = None
+
+
+def weight_and_scale(module: Any) -> tuple[Tensor, Tensor | None]:
+    """For a layer with ``takes_scale``: its weight, and what the products with it still lack, if anything."""
+    normal = _parametrization(module, "weight")
+    if normal is None or normal.scale is None or _rounds_scales(normal.scale.dtype):
+        return module.weight, None
+    return module.parametrizations.weight.original, normal.scale
+
+
+def _rounds_scales(dtype: torch.dtype) -> bool:
+    """In 16 bits 1 / sigma would be rounded, and everything that a layer gives by the same factor."""
+    return dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu")
 
 
 def _parametrization(module: Any, name: str) -> SpectralNorm | None:
