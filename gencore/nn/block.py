@@ -91,7 +91,7 @@ def _folds(conv: Any, norm: Any) -> bool:
 
 def _fits(conv: Any, norm: Any) -> bool:
     """In groups, PyTorch's convolution is the faster one."""
-    return (
+    return bool(
         isinstance(conv, _Conv | _ConvTranspose)
         and isinstance(norm, _BatchNormAct)
         and conv.activation in (None, "identity")

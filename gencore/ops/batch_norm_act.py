@@ -59,9 +59,8 @@ def batch_norm_act(
     Reference:
         Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 1.
     """
-    running = running_mean, running_var
     config = training, momentum, eps, activation, negative_slope
-    return with_moments(x, None, weight, bias, *running, *config, residual, impl)
+    return with_moments(x, None, weight, bias, running_mean, running_var, *config, residual, impl)
 
 
 def with_moments(
@@ -82,11 +81,10 @@ def with_moments(
     """:func:`batch_norm_act` where whoever made x may have its mean and biased variance: training begins with these."""
     _validate(x, weight, bias, running_mean, running_var, training, eps, activation, residual)
     chosen = OP.select(impl, x)
-    running = running_mean, running_var
     config = training, momentum, eps, activation, negative_slope
     if chosen == "reference":
-        return reference.batch_norm_act(x, weight, bias, *running, *config, residual)
-    return batch_norm(x, residual, weight, bias, *running, *config, chosen, moments)
+        return reference.batch_norm_act(x, weight, bias, running_mean, running_var, *config, residual)
+    return batch_norm(x, residual, weight, bias, running_mean, running_var, *config, chosen, moments)
 
 
 def _validate(

@@ -228,13 +228,15 @@ def _convolution(
 ) -> Tensor:
     input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
     geometry = (stride, padding, dilation, groups)
-    batched, *sizes = find_sizes(name, input, weight, bias, *geometry)
-    check_epilogue(name, input, weight.shape[0], sizes[-1], scale, residual, activation, slopes)
+    batched, strides, paddings, dilations, out_size = find_sizes(name, input, weight, bias, *geometry)
+    check_epilogue(name, input, weight.shape[0], out_size, scale, residual, activation, slopes)
     epilogue = (scale, residual, activation, negative_slope, slopes)
     chosen = OPS[name].select(impl, input, weight, bias, *geometry)
     if chosen == "reference":
-        return reference.convolution(input, weight, bias, *geometry, *epilogue)
-    return _run(batched, input, weight, bias, *sizes, groups, False, *epilogue, impl=chosen)
+        return reference.convolution(input, weight, bias, stride, padding, dilation, groups, *epilogue)
+    return _run(
+        batched, input, weight, bias, strides, paddings, dilations, out_size, groups, False, *epilogue, impl=chosen
+    )
 
 
 def find_sizes(
@@ -293,13 +295,17 @@ def _transposed(
 ) -> Tensor:
     input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
     geometry = (stride, padding, output_padding, groups, dilation)
-    batched, *sizes = find_transposed_sizes(name, input, weight, bias, *geometry)
-    check_epilogue(name, input, weight.shape[1] * groups, sizes[-1], scale, residual, activation, slopes)
+    batched, strides, paddings, dilations, out_size = find_transposed_sizes(name, input, weight, bias, *geometry)
+    check_epilogue(name, input, weight.shape[1] * groups, out_size, scale, residual, activation, slopes)
     epilogue = (scale, residual, activation, negative_slope, slopes)
     chosen = OPS[name].select(impl, input, weight, bias, *geometry)
     if chosen == "reference":
-        return reference.transposed_convolution(input, weight, bias, *geometry, *epilogue)
-    return _run(batched, input, weight, bias, *sizes, groups, True, *epilogue, impl=chosen)
+        return reference.transposed_convolution(
+            input, weight, bias, stride, padding, output_padding, groups, dilation, *epilogue
+        )
+    return _run(
+        batched, input, weight, bias, strides, paddings, dilations, out_size, groups, True, *epilogue, impl=chosen
+    )
 
 
 def find_transposed_sizes(
