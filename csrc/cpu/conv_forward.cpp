@@ -7,8 +7,8 @@ namespace {
 
 // Panels of this many bytes are walked once for every tile of a box, so they should stay in the second-level cache.
 constexpr int64_t kPanelBytes = 512 * 1024;
-// Pixels of a box: the more, the less often the panels come from beyond that cache. The rows of their inputs should stay
-// there too, and a small grid should make enough boxes.
+// Pixels of a box: the more, the less often the panels come from beyond that cache. The rows of their inputs should
+// stay there too, and a small grid should make enough boxes.
 constexpr int64_t kBoxPixels = 192, kMostBoxPixels = 384;
 constexpr int64_t kRowBytes = 384 * 1024;
 constexpr int64_t kEnoughBoxes = 32;

@@ -13,8 +13,8 @@ constexpr int64_t kTablePointers = 8192;
 // number of threads.
 constexpr int64_t kTasks = 16;
 // Sums of sums of sums: pixels that meet in one register, and boxes that meet in one sum before that goes into the
-// total. Rounding errors then grow with the root of the longest of the three, as in the tile. A run's panel of 64 columns
-// takes 16 KiB, and stays in the first-level cache while all taps and rows meet it.
+// total. Rounding errors then grow with the root of the longest of the three, as in the tile. A run's panel of 64
+// columns takes 16 KiB, and stays in the first-level cache while all taps and rows meet it.
 constexpr int64_t kRunPixels = 64;
 constexpr int64_t kRunBoxes = 16;
 

@@ -1,13 +1,13 @@
 // With P = softmax(scale Q K^T), D = dO V^T, delta = rowsum(dO O) and S = P (D - delta):
 // dV = P^T dO, dK = scale S^T Q, dQ = scale S K.
 //
-// The rows of S add up to 0, but for the rounding of delta, which is as large as D while S may be small: dQ would be off
-// by rowsum(S) P K. That is taken off again: dQ = scale (S K - rowsum(S) P K).
+// The rows of S add up to 0, but for the rounding of delta, which is as large as D while S may be small: dQ would be
+// off by rowsum(S) P K. That is taken off again: dQ = scale (S K - rowsum(S) P K).
 //
 // A block of keys meets the blocks of queries one after another, with the keys in the rows of every product and the
 // queries in the vectors, so that nothing is transposed on the way: P^T and S^T are the left factors of dV and dK, and
-// S^T and P^T are the right factors of K^T S^T and K^T P^T. The keys of a batch entry are cut into parts, a task each, by
-// the shape alone; every part has its own of these two, and they are added up in order.
+// S^T and P^T are the right factors of K^T S^T and K^T P^T. The keys of a batch entry are cut into parts, a task each,
+// by the shape alone; every part has its own of these two, and they are added up in order.
 #include <numeric>
 
 #include "cpu/attention_tile.h"
@@ -20,8 +20,8 @@ namespace {
 constexpr int64_t kKeyBlock = 48;
 // Tasks that keep a large machine busy, and the fewest blocks of keys that pay for packing the queries.
 constexpr int64_t kTasks = 64, kFewestBlocks = 4;
-// Blocks of queries that meet in one sum of dK and dV before that goes into a sum of sums: rounding errors then grow with
-// the root of the longer of the two, not with that of all queries.
+// Blocks of queries that meet in one sum of dK and dV before that goes into a sum of sums: rounding errors then grow
+// with the root of the longer of the two, not with that of all queries.
 constexpr int64_t kRunBlocks = 6;
 
 // Rows of K^T: whole tiles of each height that a block of queries is covered with.
@@ -52,12 +52,12 @@ struct Workspace {
   C* grads;      // [kQueryBlock][value_width]
   C *peaks, *inverse_totals, *deltas;
   // Of one block of keys.
-  C* keys;     // [kKeyBlock][width]
-  C* keys_t;   // [width][kKeyBlock]
-  C* values;   // [kKeyBlock][value_width]
-  C* weights;  // P^T, [kKeyBlock][kQueryBlock]
-  C* slopes;   // D^T, then S^T
-  C* panels;   // P^T or S^T in panels, where they are narrower than a block
+  C* keys;                     // [kKeyBlock][width]
+  C* keys_t;                   // [width][kKeyBlock]
+  C* values;                   // [kKeyBlock][value_width]
+  C* weights;                  // P^T, [kKeyBlock][kQueryBlock]
+  C* slopes;                   // D^T, then S^T
+  C* panels;                   // P^T or S^T in panels, where they are narrower than a block
   C *grad_keys, *grad_values;  // of a run of blocks of queries
   C *total_keys, *total_values;
   C *block, *other;  // [kQueryBlock][the larger width] on the way into panels
@@ -146,7 +146,8 @@ void read_keys(const SelfAttentionBackwardArgs& args, int64_t batch, int64_t fir
     for (int64_t c = 0; c < shape.width; c++) work.keys_t[c * kKeyBlock + k] = work.keys[k * shape.width + c];
 }
 
-// What a part of the keys adds for one block of queries: K^T S^T and K^T P^T, and below them rowsum(S) and the keys' own.
+// What a part of the keys adds for one block of queries: K^T S^T and K^T P^T, and below them rowsum(S) and the keys'
+// own.
 template <class C>
 struct QueryPart {
   C *slopes, *weights, *row_sums;
@@ -242,8 +243,7 @@ void add_parts(const SelfAttentionBackwardArgs& args, const Parts& parts, C* par
     for (int64_t task = begin; task < end; task++) {
       const int64_t batch = task / parts.query_blocks, query = task % parts.query_blocks;
       C* sum = partial + (batch * parts.count * parts.query_blocks + query) * block;
-      for (int64_t part = 1; part < parts.count; part++)
-        add_all(sum, block, sum + part * parts.query_blocks * block);
+      for (int64_t part = 1; part < parts.count; part++) add_all(sum, block, sum + part * parts.query_blocks * block);
       const QueryPart<C> all(sum, rows);
       for (int64_t i = 0; i < rows * kQueryBlock; i++)
         all.slopes[i] = (all.slopes[i] - all.row_sums[i % kQueryBlock] * all.weights[i]) * static_cast<C>(args.scale);
