@@ -54,8 +54,10 @@ def test_compiled_is_eager(spec: OpSpec, target: Target, layout: str) -> None:
         compiled = _run(spec, target, sample, layout, compiled=True)
         for what, a, b in zip(("outputs", "gradients", "buffers"), compiled, eager, strict=True):
             for x, y in zip(a, b, strict=True):
+                # Gradients may be long sums of PyTorch's own, which compiled code takes in another order.
+                near = 1e-4 if what == "gradients" else 5e-6
                 torch.testing.assert_close(
-                    x, y, rtol=5e-6, atol=5e-6, msg=lambda m, w=what, s=sample: f"{s.name} {w}: {m}"
+                    x, y, rtol=near, atol=near, msg=lambda m, w=what, s=sample: f"{s.name} {w}: {m}"
                 )
                 # A gradient that is passed through has the layout in which it came, which compiling changes.
                 if what == "outputs" and target.impl != "reference":
