@@ -5,8 +5,8 @@ A document holds a pair of markers, and what stands between them is generated::
     <!-- benchmarks:NAME -->
     <!-- /benchmarks -->
 
-NAME is an op or a model (all its rows), or ``summary-ops`` or ``summary-models`` (one row a size and mode, one column a
-peer).
+NAME is an op or a model (all its rows), ``summary-ops`` or ``summary-models`` (one row a size and mode, one column a
+peer), or ``headline-ops`` (the same for the sizes of the quick selection, one or two an op).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.case import all_cases
 from benchmarks.report import markdown, summary
 from benchmarks.result import RESULTS, Report, Result, read_json
 
@@ -46,7 +47,7 @@ def generate(text: str, report: Report) -> str:
         rows = rows_of(report, match["name"])
         if not rows:
             raise ValueError(f"the marker benchmarks:{match['name']} names nothing that was measured")
-        table = summary if match["name"].startswith("summary-") else markdown
+        table = summary if match["name"].startswith(("summary-", "headline-")) else markdown
         return f"{match[1]}\n{table(report, rows)}\n\n{match[4]}"
 
     return _SECTION.sub(section, text)
@@ -54,6 +55,9 @@ def generate(text: str, report: Report) -> str:
 
 def rows_of(report: Report, name: str) -> list[Result]:
     """The rows that belong under a marker."""
+    if name == "headline-ops":
+        quick = {(case.op, problem.name) for case in all_cases().values() for problem in case.problems if problem.quick}
+        return [r for r in report.results if (r.op, r.problem) in quick]
     if name.startswith("summary-"):
         return [r for r in report.results if r.kind == name.removeprefix("summary-").rstrip("s")]
     return [r for r in report.results if r.op == name]
