@@ -457,3 +457,18 @@ def test_a_parametrised_weight_is_computed_once(gathered: list[str]) -> None:
         model(x)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-5)
     assert gathered
+
+
+def test_a_weight_in_channels_last_gathers_too() -> None:
+    """It turns the result, whose statistics then cost the norm a pass over memory, whatever the input's layout."""
+    x, weight = torch.randn(16, 8, 32, 32), torch.randn(32, 8, 3, 3)
+    y, moments = conv_moments.conv_moments("conv2d", x, weight, None, 1, 1, 1, 1, impl="cpu")
+    assert moments is None
+    turned, moments = conv_moments.conv_moments(
+        "conv2d", x, weight.contiguous(memory_format=torch.channels_last), None, 1, 1, 1, 1, impl="cpu"
+    )
+    assert turned.is_contiguous(memory_format=torch.channels_last)
+    assert moments is not None
+    torch.testing.assert_close(turned, y)
+    torch.testing.assert_close(moments[0], y.mean([0, 2, 3]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moments[1], y.var([0, 2, 3], correction=0), rtol=1e-4, atol=1e-4)

@@ -39,7 +39,7 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
-def _gives_channels_last(x: Tensor, weight: Tensor) -> bool:
+def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
     """As in PyTorch: a network becomes channels_last with its weights, by ``model.to(memory_format=...)``."""
     return is_channels_last(x) or is_channels_last(weight)
 
@@ -119,7 +119,7 @@ def convolution_cpu(
         rest = (stride, padding, dilation, out_size, groups, transposed, activation, negative_slope)
         return convolution_cpu(x.float(), weight.float(), bias, residual, slopes, scale, *rest).half()
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
-    channels_last = _gives_channels_last(x, weight)
+    channels_last = gives_channels_last(x, weight)
     y = _empty((x.shape[0], channels, *out_size), x, channels_last)
     if y.numel() == 0:
         return y
@@ -192,7 +192,7 @@ def _convolution_triton(
     from gencore.kernels.conv import convolution
 
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
-    y = _empty((x.shape[0], channels, *out_size), x, _gives_channels_last(x, weight))
+    y = _empty((x.shape[0], channels, *out_size), x, gives_channels_last(x, weight))
     slopes = None if slopes is None else slopes.expand(channels).contiguous()
     scale = None if scale is None else scale.expand(x.shape[0], channels)
     geometry = (stride, padding, dilation, groups, transposed)
@@ -235,7 +235,7 @@ def fake_convolution(
     impl: str,
 ) -> Tensor:
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
-    return _empty((x.shape[0], channels, *out_size), x, _gives_channels_last(x, weight))
+    return _empty((x.shape[0], channels, *out_size), x, gives_channels_last(x, weight))
 
 
 def _fake_weight_gradient(

@@ -22,7 +22,7 @@ from gencore.ops.conv_core import (
     convolution_cpu,
     differentiate_convolution,
     fake_convolution,
-    is_channels_last,
+    gives_channels_last,
     save_convolution,
 )
 
@@ -53,7 +53,7 @@ def conv_moments(
             find_sizes = conv.find_transposed_sizes if transposed else conv.find_sizes
             _, *sizes = find_sizes(name, input, weight, bias, *geometry)
             groups = geometry[3]  # of either family's
-            if _pays(input, _channels(weight, groups, transposed), sizes[-1]):
+            if _pays(input, weight, _channels(weight, groups, transposed), sizes[-1]):
                 y, mean, var = MOMENTS(input, weight, bias, *sizes, groups, transposed, impl)
                 return y, (mean, var)
     return getattr(conv, name)(input, weight, bias, *geometry, impl=impl), None
@@ -64,11 +64,11 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # float16 goes through
 _RESIDENT_BYTES = 640 << 10
 
 
-def _pays(input: Tensor, channels: int, out_size: Sequence[int]) -> bool:
+def _pays(input: Tensor, weight: Tensor, channels: int, out_size: Sequence[int]) -> bool:
     pixels = input.shape[0] * prod(out_size)
     if pixels * channels < FEW_ELEMENTS:  # PyTorch's batch norm follows, which takes its own
         return False
-    return is_channels_last(input) or pixels * input.element_size() > _RESIDENT_BYTES
+    return gives_channels_last(input, weight) or pixels * input.element_size() > _RESIDENT_BYTES
 
 
 def _moments_cpu(
