@@ -14,7 +14,7 @@ from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_ref
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
-from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING, is_channels_last
+from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING, is_channels_last, output_channels
 from gencore.reference.activation import activate
 
 Size = int | Sequence[int]
@@ -431,7 +431,7 @@ def check_tensors(
         check_tensor(name, "bias", bias)
         check_device(name, "bias", bias, "input", input)
         check_dtype(name, "bias", bias, input)
-        check_shape(name, "bias", bias, (weight.shape[1] * groups if transposed else weight.shape[0],))
+        check_shape(name, "bias", bias, (output_channels(weight, groups, transposed),))
     return input.dim() == dims + 2
 
 

@@ -39,6 +39,11 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
+def output_channels(weight: Tensor, groups: int, transposed: bool) -> int:
+    """Of a convolution's result, from its weight."""
+    return weight.shape[1] * groups if transposed else weight.shape[0]
+
+
 def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
     """As in PyTorch: a network becomes channels_last with its weights, by ``model.to(memory_format=...)``."""
     return is_channels_last(x) or is_channels_last(weight)
@@ -118,7 +123,7 @@ def convolution_cpu(
         bias, residual, slopes, scale = (None if t is None else t.float() for t in (bias, residual, slopes, scale))
         rest = (stride, padding, dilation, out_size, groups, transposed, activation, negative_slope)
         return convolution_cpu(x.float(), weight.float(), bias, residual, slopes, scale, *rest).half()
-    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    channels = output_channels(weight, groups, transposed)
     channels_last = gives_channels_last(x, weight)
     y = _empty((x.shape[0], channels, *out_size), x, channels_last)
     if y.numel() == 0:
@@ -191,7 +196,7 @@ def _convolution_triton(
 ) -> Tensor:
     from gencore.kernels.conv import convolution
 
-    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    channels = output_channels(weight, groups, transposed)
     y = _empty((x.shape[0], channels, *out_size), x, gives_channels_last(x, weight))
     slopes = None if slopes is None else slopes.expand(channels).contiguous()
     scale = None if scale is None else scale.expand(x.shape[0], channels)
@@ -234,7 +239,7 @@ def fake_convolution(
     negative_slope: float,
     impl: str,
 ) -> Tensor:
-    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    channels = output_channels(weight, groups, transposed)
     return _empty((x.shape[0], channels, *out_size), x, gives_channels_last(x, weight))
 
 

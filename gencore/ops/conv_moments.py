@@ -23,6 +23,7 @@ from gencore.ops.conv_core import (
     differentiate_convolution,
     fake_convolution,
     gives_channels_last,
+    output_channels,
     save_convolution,
 )
 
@@ -53,7 +54,7 @@ def conv_moments(
             find_sizes = conv.find_transposed_sizes if transposed else conv.find_sizes
             _, *sizes = find_sizes(name, input, weight, bias, *geometry)
             groups = geometry[3]  # of either family's
-            if _pays(input, weight, _channels(weight, groups, transposed), sizes[-1]):
+            if _pays(input, weight, output_channels(weight, groups, transposed), sizes[-1]):
                 y, mean, var = MOMENTS(input, weight, bias, *sizes, groups, transposed, impl)
                 return y, (mean, var)
     return getattr(conv, name)(input, weight, bias, *geometry, impl=impl), None
@@ -84,7 +85,7 @@ def _moments_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if x.dtype == torch.float16:
         raise RuntimeError("convolution_moments: x must be float32, float64 or bfloat16, got float16")
-    mean, var = _new_moments(x, _channels(weight, groups, transposed))
+    mean, var = _new_moments(x, output_channels(weight, groups, transposed))
     geometry = (stride, padding, dilation, out_size, groups, transposed)
     y = convolution_cpu(x, weight, bias, None, None, None, *geometry, "identity", 0.0, (mean, var))
     return y, mean, var
@@ -93,10 +94,6 @@ def _moments_cpu(
 def _new_moments(x: Tensor, channels: int) -> Moments:
     mean = x.new_zeros((channels,), dtype=compute_dtype(x.dtype))  # what they stay where the batch is empty
     return mean, torch.zeros_like(mean)
-
-
-def _channels(weight: Tensor, groups: int, transposed: bool) -> int:
-    return weight.shape[1] * groups if transposed else weight.shape[0]
 
 
 def _fake_moments(
@@ -113,7 +110,7 @@ def _fake_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     geometry = (stride, padding, dilation, out_size, groups, transposed)
     y = fake_convolution(x, weight, bias, None, None, None, *geometry, "identity", 0.0, impl)
-    return y, *_new_moments(x, _channels(weight, groups, transposed))
+    return y, *_new_moments(x, output_channels(weight, groups, transposed))
 
 
 def _save_moments(ctx: Any, inputs: Any, output: Any) -> None:
