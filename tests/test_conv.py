@@ -217,13 +217,15 @@ def test_ops_are_registered_well():
     tensors = [t.requires_grad_() for t in (x, weight, bias, residual)]
     for activation in ("identity", "tanh"):
         arguments = (*tensors, None, scale, *geometry, [5, 5], 1, False, activation, 0.0, "cpu")
-        torch.library.opcheck(conv_core.CONVOLUTION, arguments)
+        torch.library.opcheck(torch.ops.gencore.convolution.default, arguments)
         for with_gradient in (torch.rand(6), torch.rand(())):
             arguments = (*arguments[:5], with_gradient.requires_grad_(), *arguments[6:])
-            torch.library.opcheck(conv_core.CONVOLUTION, arguments)
+            torch.library.opcheck(torch.ops.gencore.convolution.default, arguments)
     with pytest.raises(RuntimeError, match="no gradients to slopes and to a scale for each sample"):
         conv_core.CONVOLUTION(*arguments[:5], scale.requires_grad_(), *arguments[6:])
-    torch.library.opcheck(conv_core.WEIGHT_GRADIENT, (residual, x, [3, 3], *geometry, 1, "cpu"))
+    torch.library.opcheck(
+        torch.ops.gencore.convolution_weight_gradient.default, (residual, x, [3, 3], *geometry, 1, "cpu")
+    )
 
 
 def test_compiles_without_graph_breaks():
