@@ -12,7 +12,7 @@ A convolution is linear in its weight: where its output channel o is multiplied 
 times unscaled output are <weight_gradient(D, G)[o], weight[o]>. The gradient of a scale thus follows from that of the
 weight, and the unscaled sums need not be kept. A scale for each sample and channel has no such gradient.
 
-Public functions, argument checks and the tables of implementations are in :mod:`gencore.ops.conv` and
+Public functions and the tables of implementations are in :mod:`gencore.ops.conv` and
 :mod:`gencore.ops.linear`.
 """
 
