@@ -75,17 +75,11 @@ void run_few_rows(const Segment<float>* segments, int64_t count, int64_t pixels,
   for (; pixel < pixels; pixel++) run_few_tile<1, NC>(segments, count, pixel, sums);
 }
 
-// The epilogue on sums[pixel][columns]; `sums` has room for one vector more.
-inline void finish_few(const Epilogue<float>& e, int64_t pixels, int columns, float* sums) {
+// Scale, bias, residual[pixel][columns] and activation on sums[pixel][columns]; both have room for one vector more.
+inline void apply_few(const Epilogue<float>& e, int64_t pixels, int columns, const float* residual, float* sums) {
   if (e.scale)
     for (int64_t pixel = 0; pixel < pixels; pixel++)
       for (int c = 0; c < columns; c++) sums[pixel * columns + c] *= e.scale[pixel][e.scale_channel + c];
-  if (e.has_residual)
-    for (int64_t pixel = 0; pixel < pixels; pixel++) {
-      const float* residual =
-          reinterpret_cast<const float*>(reinterpret_cast<const char*>(e.out[pixel] + e.channel) + e.residual);
-      for (int c = 0; c < columns; c++) sums[pixel * columns + c] += residual[c];
-    }
   // Bias and slopes repeat every `columns` numbers, out of step with the vectors.
   float bias[kLanes + 4] = {}, slopes[kLanes + 4] = {};
   for (int i = 0; i < kLanes + 4; i++) {
@@ -96,12 +90,11 @@ inline void finish_few(const Epilogue<float>& e, int64_t pixels, int columns, fl
   for (int64_t i = 0; i < pixels * columns; i += kLanes) {
     const int64_t phase = i % columns;
     each.slopes = slopes + phase;
-    const vfloat v = load(sums + i) + load(bias + phase);
+    vfloat v = load(sums + i) + load(bias + phase);
+    if (e.has_residual) v += load(residual + i);
     store(sums + i,
           is_transcendental(e.activation) ? transcendental(v, e.activation) : apply_simple_activation(each, v, 0));
   }
-  for (int64_t pixel = 0; pixel < pixels; pixel++)
-    for (int c = 0; c < columns; c++) e.out[pixel][e.channel + c] = sums[pixel * columns + c];
   if (e.moments) add_moments(sums, pixels, columns, *e.moments);
 }
 
@@ -120,7 +113,15 @@ inline void run_few(const Segment<float>* segments, int64_t count, int64_t pixel
     default:
       run_few_rows<few_rows(4), 4>(segments, count, pixels, e.partial);
   }
-  finish_few(e, pixels, columns, e.partial);
+  float* sums = e.partial;
+  float* residual = sums + pixels * columns + kLanes;
+  if (e.has_residual)
+    for (int64_t pixel = 0; pixel < pixels; pixel++)
+      std::memcpy(residual + pixel * columns, reinterpret_cast<const char*>(e.out[pixel] + e.channel) + e.residual,
+                  columns * sizeof(float));
+  apply_few(e, pixels, columns, residual, sums);
+  for (int64_t pixel = 0; pixel < pixels; pixel++)
+    std::memcpy(e.out[pixel] + e.channel, sums + pixel * columns, columns * sizeof(float));
 }
 
 }  // namespace gencore::GENCORE_ISA

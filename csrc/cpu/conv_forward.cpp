@@ -1,5 +1,4 @@
-#include "cpu/conv_few.h"
-#include "gencore/parallel.h"
+#include "cpu/conv_scatter.h"
 
 namespace gencore::GENCORE_ISA {
 
@@ -295,6 +294,7 @@ void conv_forward(const ConvForwardArgs& args) {
       return forward.run<false>();
     }
     default: {
+      if (ScatterForward scatter{args}; scatter.pays()) return scatter.run();
       Forward<float> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr, {}};
       return forward.run<false>();
     }

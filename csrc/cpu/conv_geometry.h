@@ -32,6 +32,24 @@ struct PanelLayout {
   int64_t tap_size(int64_t b) const { return padded_length() * (few() ? columns : vectors(b) * lanes); }
 };
 
+// The panels of conv_scatter.h, behind those rows: a column for each tap and output channel, in blocks of whole filter
+// rows.
+struct ScatterLayout {
+  int64_t filter_rows, unit, length;  // unit: the columns of one filter row
+  static constexpr int64_t block = kMaxVectors * kLanes;
+  ScatterLayout(int64_t columns, int64_t reduction, const int64_t (&kernel)[3])
+      : filter_rows(kernel[0] * kernel[1]), unit(kernel[2] * columns), length(reduction) {}
+  // Where the lanes that are filled are worth more than those that conv_few.h fills.
+  bool exists() const { return unit <= block && filter_rows * unit * 5 >= width() * 2; }
+  int64_t rows_of_block() const { return smaller(filter_rows, block / unit); }
+  int64_t blocks() const { return ceil_div(filter_rows, rows_of_block()); }
+  int64_t rows(int64_t b) const { return smaller(rows_of_block(), filter_rows - b * rows_of_block()); }
+  int vectors(int64_t b) const { return static_cast<int>(ceil_div(rows(b) * unit, kLanes)); }
+  int64_t offset(int64_t b) const { return b * vectors(0) * kLanes; }  // columns before the block
+  int64_t width() const { return offset(blocks() - 1) + vectors(blocks() - 1) * kLanes; }
+  int64_t size() const { return exists() ? width() * length : 0; }
+};
+
 // Where a pixel's row of channels starts.
 struct PixelStrides {
   int64_t batch, axis[3];

@@ -28,6 +28,27 @@ int64_t tap_offset(const ConvPackArgs& args, int64_t tap) {
   return d * args.kernel_stride[0] + h * args.kernel_stride[1] + w * args.kernel_stride[2];
 }
 
+// A convolution's taps are reversed: then they meet the output pixels around an input pixel in ascending order, as
+// those of a transposed convolution do.
+template <class T>
+void pack_scatter(const ConvPackArgs& args, const ScatterLayout& layout, int64_t columns, int64_t column_stride,
+                  int64_t length_stride, T* packed) {
+  const int64_t taps = product(args.kernel);
+  std::memset(packed, 0, layout.size() * sizeof(T));
+  parallel_for(0, layout.length, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t b = 0, tap = 0; b < layout.blocks(); b++) {
+      const int64_t width = layout.vectors(b) * kLanes, filled = layout.rows(b) * layout.unit;
+      T* panel = packed + layout.offset(b) * layout.length;
+      for (int64_t j = 0; j < filled; j += columns, tap++) {
+        const T* from =
+            static_cast<const T*>(args.weight) + tap_offset(args, args.columns_first ? taps - 1 - tap : tap);
+        for (int64_t k = begin; k < end; k++)
+          for (int64_t n = 0; n < columns; n++) panel[k * width + j + n] = from[n * column_stride + k * length_stride];
+      }
+    }
+  });
+}
+
 template <class T>
 void pack(const ConvPackArgs& args) {
   const int64_t columns = args.columns_first ? args.size0 : args.size1;
@@ -36,10 +57,13 @@ void pack(const ConvPackArgs& args) {
   const int64_t length_stride = args.columns_first ? args.stride1 : args.stride0;
   const int64_t taps = product(args.kernel);
   const PanelLayout<T> layout{args.groups, columns, length, taps};
-  *args.bytes = layout.size() * static_cast<int64_t>(sizeof(T));
+  const ScatterLayout scatter{columns, length, args.kernel};
+  const bool scatters = layout.few() && args.groups == 1 && scatter.exists();
+  *args.bytes = (layout.size() + (scatters ? scatter.size() : 0)) * static_cast<int64_t>(sizeof(T));
   if (!args.packed) return;
   const T* weight = static_cast<const T*>(args.weight);
   T* packed = static_cast<T*>(args.packed);
+  if (scatters) pack_scatter(args, scatter, columns, column_stride, length_stride, packed + layout.size());
   if (layout.few()) {
     const int64_t padded = layout.padded_length();
     parallel_for(0, args.groups * taps * columns, 16, [&](int64_t begin, int64_t end) {
