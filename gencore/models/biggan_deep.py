@@ -183,6 +183,7 @@ class BigGANDeep(nn.Module):
     def __init__(self, config: BigGANDeepConfig, layers: str | Layers = "gencore") -> None:
         super().__init__()
         self.config = config
+        self.num_classes = config.classes
         self.generator = BigGANDeepGenerator(config, get_layers(layers))
         self.discriminator = BigGANDeepDiscriminator(config, get_layers(layers))
 

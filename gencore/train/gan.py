@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gencore.losses import gan_loss, orthogonal_penalty
+from gencore.ops._checks import check_classes, check_shape
 from gencore.train.ema import WeightAverage
 
 
@@ -16,7 +17,8 @@ class GANTraining:
 
     Args:
         model: a GAN such as :class:`~gencore.models.DCGAN` or :class:`~gencore.models.BigGAN`: ``generator``,
-            ``discriminator``, ``sample_latent`` and, where it knows classes, ``sample_classes``. Trained in place.
+            ``discriminator``, ``sample_latent`` and, where it knows classes, ``num_classes`` and ``sample_classes``.
+            Trained in place.
         loss: a key of :data:`gencore.losses.GAN_LOSSES`.
         learning_rate: of both networks (the paper's 2e-4).
         learning_rate_d: of the discriminator, where it differs (SAGAN: 1e-4 and 4e-4).
@@ -43,6 +45,7 @@ class GANTraining:
         if generator_every < 1:
             raise ValueError(f"GANTraining: generator_every must be at least 1, got {generator_every}")
         self.model = model
+        self.num_classes: int = getattr(model, "num_classes", 0)
         self.generator_every, self.orthogonal = generator_every, orthogonal
         self.loss = gan_loss(loss)
         betas = float(betas[0]), float(betas[1])  # Adam takes no whole numbers
@@ -61,7 +64,13 @@ class GANTraining:
             Both losses (the generator's of its latest step), the discriminator's accuracy on this batch before the
             update, and the standard deviation over the batch of the generated pixels (near 0: the generator has
             collapsed).
+
+        Raises:
+            ValueError: if a class-conditional model is given no classes, or any other model some.
+            RuntimeError: if classes are not ``[N]``, or no integers.
+            IndexError: if a class is out of range.
         """
+        self._check(images, classes)
         self.model.train()
         discriminator = self.model.discriminator
         self._steps += 1
@@ -91,6 +100,22 @@ class GANTraining:
             "accuracy_d": accuracy.item(),
             "diversity": fake.detach().std(0).mean().item(),
         }
+
+    def _check(self, images: Tensor, classes: Tensor | None) -> None:
+        name = type(self.model).__name__
+        if classes is None:
+            if self.num_classes:
+                raise ValueError(
+                    f"GANTraining: this {name} is conditional on {self.num_classes} classes: step needs classes "
+                    f"[{len(images)}], got None"
+                )
+            return
+        if not self.num_classes:
+            raise ValueError(
+                f"GANTraining: this {name} knows no classes: classes must be None, got {tuple(classes.shape)}"
+            )
+        check_shape("GANTraining", "classes", classes, (len(images),))
+        check_classes("GANTraining", "classes", classes, self.num_classes)
 
     def _generator_step(self, fake: Tensor, classes: tuple[Tensor, ...]) -> float:
         discriminator = self.model.discriminator
