@@ -14,7 +14,8 @@ from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_ref
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
-from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING, is_channels_last, output_channels
+from gencore.ops._layout import is_channels_last
+from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING, output_channels
 from gencore.reference.activation import activate
 
 Size = int | Sequence[int]
