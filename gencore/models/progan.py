@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import gencore.functional as F
 from gencore.models.registry import register_model
 from gencore.models.resolutions import resolutions, sample_normal, width
-from gencore.nn import Blur, EqualizedConv2d, EqualizedLinear, MinibatchStdDev, PixelNorm
+from gencore.nn import Blur, EqualizedConv2d, FullyConnected, MinibatchStdDev, PixelNorm
 from gencore.nn.layers import Layers, get_layers
 
 # The gain of a LeakyReLU sits in the weights of these networks, and in the activation of StyleGAN2.
@@ -91,7 +91,7 @@ class FirstBlock(nn.Module):
         super().__init__()
         self.channels, self.impl = config.width(4), impl
         # The gain is that of a 4x4 convolution of 1x1 "images", which this is.
-        self.linear = EqualizedLinear(config.latent, 16 * self.channels, bias=False, weight_gain=2**0.5 / 4, impl=impl)
+        self.linear = FullyConnected(config.latent, 16 * self.channels, bias=False, weight_gain=2**0.5 / 4, impl=impl)
         self.bias = nn.Parameter(torch.zeros(self.channels))
         self.conv = EqualizedConv2d(self.channels, self.channels, 3, activation="lrelu", **HE, impl=impl)
         self.norm = PixelNorm(impl=impl)
@@ -165,8 +165,8 @@ class LastBlock(nn.Module):
         super().__init__()
         self.compare = MinibatchStdDev(group_size, impl=impl)
         self.conv = EqualizedConv2d(channels + 1, channels, 3, activation="lrelu", **HE, impl=impl)
-        self.linear = EqualizedLinear(16 * channels, channels, activation="lrelu", **HE, impl=impl)
-        self.to_logit = EqualizedLinear(channels, 1, impl=impl)
+        self.linear = FullyConnected(16 * channels, channels, activation="lrelu", **HE, impl=impl)
+        self.to_logit = FullyConnected(channels, 1, impl=impl)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(self.compare(x))

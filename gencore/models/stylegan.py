@@ -17,7 +17,7 @@ from gencore.models.progan import HE, Discriminator, Growing, ProGANConfig, doub
 from gencore.models.registry import register_model
 from gencore.models.resolutions import sample_normal
 from gencore.models.styles import MappingNetwork, Noise, StyleGenerator, check_styles
-from gencore.nn import Blur, EqualizedConv2d, EqualizedLinear, NoiseInjection
+from gencore.nn import Blur, EqualizedConv2d, FullyConnected, NoiseInjection
 from gencore.nn.layers import Layers, get_layers
 
 
@@ -50,7 +50,7 @@ class Stylize(nn.Module):
         self.noise = NoiseInjection(channels)
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.affine = EqualizedLinear(config.style, 2 * channels, impl=impl)
+        self.affine = FullyConnected(config.style, 2 * channels, impl=impl)
         self.impl = impl
 
     def forward(self, x: Tensor, w: Tensor, noise: Noise) -> Tensor:
