@@ -121,9 +121,7 @@ def test_small_layers() -> None:
     assert nn.Downsample2d()(x).shape == (4, 3, 4, 4)
     assert nn.Blur()(x).shape == x.shape
     for layer in (nn.FullyConnected, nn.EqualizedConv2d, nn.ModulatedConv2d):
-        arguments = (
-            (3, 4) if layer is nn.FullyConnected else (3, 4, 3, 5) if layer is nn.ModulatedConv2d else (3, 4, 3)
-        )
+        arguments = (3, 4) if layer is nn.FullyConnected else (3, 4, 3, 5) if layer is nn.ModulatedConv2d else (3, 4, 3)
         with pytest.raises(ValueError, match=f"{layer.__name__}: activation must be one of linear, relu"):
             layer(*arguments, activation="gulu")
 

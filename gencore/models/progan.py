@@ -53,7 +53,11 @@ class ProGANConfig:
 
 
 class Growing(nn.Module):
-    """A network whose last resolution grows; that is part of its ``state_dict``."""
+    """A network whose last resolution grows; that is part of its ``state_dict``.
+
+    What decides which layers run is kept as plain values, which compiled code is specialised on; alpha comes from the
+    buffer, so that a fade-in runs in one graph.
+    """
 
     stage: Tensor
 
@@ -61,6 +65,8 @@ class Growing(nn.Module):
         super().__init__()
         self.resolutions = resolutions(top)
         self.register_buffer("stage", torch.tensor([top, 1.0], dtype=torch.float64))
+        self.resolution, self.alpha, self.fading = top, 1.0, False
+        self.register_load_state_dict_post_hook(_read_stage)
 
     def grow(self, resolution: int, alpha: float = 1.0) -> None:
         """Use the layers up to ``resolution``, those of that resolution itself with the weight ``alpha``.
@@ -76,12 +82,26 @@ class Growing(nn.Module):
             raise ValueError(f"grow: resolution must be one of {self.resolutions}, got {resolution}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"grow: alpha must be in [0, 1], got {alpha}")
-        self.stage[0], self.stage[1] = resolution, 1.0 if resolution == 4 else alpha
+        self.resolution, self.alpha = resolution, 1.0 if resolution == 4 else float(alpha)
+        self.fading = self.alpha < 1
+        self.stage[0], self.stage[1] = self.resolution, self.alpha
 
     def now(self) -> tuple[int, float]:
         """Resolution and alpha."""
-        resolution, alpha = self.stage.tolist()
-        return int(resolution), alpha
+        return self.resolution, self.alpha
+
+    def in_use(self) -> list[int]:
+        """The resolutions whose layers are in use, rising."""
+        return self.resolutions[: self.resolutions.index(self.resolution) + 1]
+
+    def fade(self, before: Tensor, after: Tensor) -> Tensor:
+        """``after`` with the weight alpha, ``before`` with the rest."""
+        return torch.lerp(before, after, self.stage[1].to(after.dtype))
+
+
+def _read_stage(network: Growing, _: object) -> None:
+    resolution, alpha = network.stage.tolist()
+    network.resolution, network.alpha, network.fading = int(resolution), alpha, alpha < 1
 
 
 class FirstBlock(nn.Module):
@@ -129,13 +149,12 @@ class Generator(Growing):
             self.to_rgb[str(r)] = EqualizedConv2d(config.width(r), config.channels, 1, impl=impl)
 
     def forward(self, z: Tensor) -> Tensor:
-        resolution, alpha = self.now()
         x = before = z
-        for r in self.resolutions[: self.resolutions.index(resolution) + 1]:
+        for r in self.in_use():
             before, x = x, self.blocks[str(r)](x)
-        image = self.to_rgb[str(resolution)](x)
-        if alpha < 1:
-            image = torch.lerp(double(self.to_rgb[str(resolution // 2)](before)), image, alpha)
+        image = self.to_rgb[str(self.resolution)](x)
+        if self.fading:
+            image = self.fade(double(self.to_rgb[str(self.resolution // 2)](before)), image)
         return image
 
 
@@ -189,17 +208,17 @@ class Discriminator(Growing):
         self.blocks["4"] = LastBlock(config.width(4), 4, impl)
 
     def forward(self, images: Tensor) -> Tensor:
-        resolution, alpha = self.now()
+        resolution = self.resolution
         if images.dim() != 4 or images.shape[2:] != (resolution, resolution):
             raise RuntimeError(
                 f"Discriminator: images must be [N, C, {resolution}, {resolution}] at this stage of growth, got "
                 f"{tuple(images.shape)}"
             )
         x = self.from_rgb[str(resolution)](images)
-        for r in reversed(self.resolutions[: self.resolutions.index(resolution) + 1]):
+        for r in reversed(self.in_use()):
             x = self.blocks[str(r)](x)
-            if r == resolution and alpha < 1:
-                x = torch.lerp(self.from_rgb[str(r // 2)](halve(images)), x, alpha)
+            if r == resolution and self.fading:
+                x = self.fade(self.from_rgb[str(r // 2)](halve(images)), x)
         return x
 
 

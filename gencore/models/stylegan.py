@@ -98,13 +98,12 @@ class Synthesis(Growing):
     def forward(self, styles: Tensor, noise: Noise | str = "random") -> Tensor:
         check_styles(styles, 2 * len(self.resolutions))
         noise = Noise.of(noise)
-        resolution, alpha = self.now()
         x = before = None
-        for i, r in enumerate(self.resolutions[: self.resolutions.index(resolution) + 1]):
+        for i, r in enumerate(self.in_use()):
             before, x = x, self.blocks[str(r)](x, styles[:, 2 * i : 2 * i + 2], noise)
-        image = self.to_rgb[str(resolution)](x)
-        if alpha < 1:
-            image = torch.lerp(double(self.to_rgb[str(resolution // 2)](before)), image, alpha)
+        image = self.to_rgb[str(self.resolution)](x)
+        if self.fading:
+            image = self.fade(double(self.to_rgb[str(self.resolution // 2)](before)), image)
         return image
 
 
