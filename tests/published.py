@@ -5,6 +5,7 @@ Written from the papers and the projects' documented names, sharing nothing with
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -268,3 +269,228 @@ def genforce_stylegan_generate(g: State, z: Tensor) -> Tensor:
         i += 1
     last = i // 2 - 1
     return F.conv2d(x, _he(g[f"synthesis.output{last}.weight"], 1), g[f"synthesis.output{last}.bias"])
+
+
+# --- BigGAN-PyTorch --------------------------------------------------------------------------------------------------
+
+
+class _Shapes(dict[str, tuple[int, ...]]):
+    """Weights by the layer that they belong to."""
+
+    def normal(self, name: str, *shape: int, bias: bool = True) -> None:
+        self[f"{name}.weight"], self[f"{name}.u0"], self[f"{name}.sv0"] = shape, (1, shape[0]), (1,)
+        if bias:
+            self[f"{name}.bias"] = shape[:1]
+
+    def stored(self, name: str, channels: int) -> None:
+        self[f"{name}.stored_mean"] = self[f"{name}.stored_var"] = (channels,)
+
+    def norm(self, name: str, channels: int, condition: int, classes: int) -> None:
+        self.stored(name, channels)
+        for part in ("gain", "bias"):
+            if condition:
+                self.normal(f"{name}.{part}", channels, condition, bias=False)
+            else:
+                self[f"{name}.{part}.weight"] = (classes, channels)
+
+    def attention(self, name: str, c: int) -> None:
+        for part, shape in (("theta", (c // 8, c)), ("phi", (c // 8, c)), ("g", (c // 2, c)), ("o", (c, c // 2))):
+            self.normal(f"{name}.{part}", *shape, 1, 1, bias=False)
+        self[f"{name}.gamma"] = ()
+
+    def output(self, channels: int) -> None:
+        self["output_layer.0.gain"] = self["output_layer.0.bias"] = (channels,)
+        self.stored("output_layer.0", channels)
+        self.normal("output_layer.2", 3, channels, 3, 3)
+
+    def head(self, channels: int, classes: int) -> None:
+        self.normal("linear", 1, channels)
+        self.normal("embed", classes, channels, bias=False)
+
+
+def biggan_shapes(
+    g: list[int], d: list[int], *, latent: int, shared: int, classes: int, attended: tuple[int, int]
+) -> tuple[Shapes, Shapes]:
+    """Weights of ``G`` and of ``D``, with self-attention after these blocks (-1: none). ``latent``: of a part of z.
+
+    All blocks of the discriminator but the last halve the resolution; without ``shared``, all but the last two.
+    """
+    generator, discriminator = _Shapes(), _Shapes()
+    if shared:
+        generator["shared.weight"] = (classes, shared)
+    generator.normal("linear", 16 * g[0], latent)
+    condition = shared + latent if shared else 0
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(g)):
+        generator.norm(f"blocks.{i}.0.bn1", inputs, condition, classes)
+        generator.norm(f"blocks.{i}.0.bn2", outputs, condition, classes)
+        generator.normal(f"blocks.{i}.0.conv1", outputs, inputs, 3, 3)
+        generator.normal(f"blocks.{i}.0.conv2", outputs, outputs, 3, 3)
+        generator.normal(f"blocks.{i}.0.conv_sc", outputs, inputs, 1, 1)
+        if i == attended[0]:
+            generator.attention(f"blocks.{i}.1", outputs)
+    generator.output(g[-1])
+    for i, (inputs, outputs) in enumerate(itertools.pairwise([3, *d])):
+        discriminator.normal(f"blocks.{i}.0.conv1", outputs, inputs, 3, 3)
+        discriminator.normal(f"blocks.{i}.0.conv2", outputs, outputs, 3, 3)
+        if i < len(d) - (1 if shared else 2):
+            discriminator.normal(f"blocks.{i}.0.conv_sc", outputs, inputs, 1, 1)
+        if i == attended[1]:
+            discriminator.attention(f"blocks.{i}.1", outputs)
+    discriminator.head(d[-1], classes)
+    return generator, discriminator
+
+
+def biggan_deep_shapes(
+    g: list[int], d: list[int], *, latent: int, shared: int, classes: int, attended: tuple[int, int]
+) -> tuple[Shapes, Shapes]:
+    """The same of BigGAN-deep: two blocks a resolution, attention after these pairs."""
+    generator, discriminator = _Shapes(), _Shapes()
+    generator["shared.weight"], condition = (classes, shared), latent + shared
+    generator.normal("linear", 16 * g[0], condition)
+
+    def convs(shapes: _Shapes, name: str, inputs: int, hidden: int, outputs: int) -> None:
+        shapes.normal(f"{name}.conv1", hidden, inputs, 1, 1)
+        shapes.normal(f"{name}.conv2", hidden, hidden, 3, 3)
+        shapes.normal(f"{name}.conv3", hidden, hidden, 3, 3)
+        shapes.normal(f"{name}.conv4", outputs, hidden, 1, 1)
+
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(g)):
+        for j in (0, 1):
+            name, hidden = f"blocks.{2 * i + j}.0", inputs // 4
+            convs(generator, name, inputs, hidden, outputs if j else inputs)
+            for n, channels in enumerate((inputs, hidden, hidden, hidden), 1):
+                generator.norm(f"{name}.bn{n}", channels, condition, classes)
+        if i == attended[0]:
+            generator.attention(f"blocks.{2 * i + 1}.1", outputs)
+    generator.output(g[-1])
+    discriminator.normal("input_conv", d[0], 3, 3, 3)
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(d)):
+        for j in (0, 1):
+            convs(discriminator, f"blocks.{i}.{j}", outputs if j else inputs, outputs // 4, outputs)
+        if outputs > inputs:
+            discriminator.normal(f"blocks.{i}.0.conv_sc", outputs - inputs, inputs, 1, 1)
+        if i == attended[1]:
+            discriminator.attention(f"blocks.{i}.2", outputs)
+    discriminator.head(d[-1], classes)
+    return generator, discriminator
+
+
+def synthesize_biggan(shapes: Shapes, seed: int = 0) -> State:
+    """Random weights; variances that are none are made so."""
+    state = synthesize(shapes, seed)
+    return {name: value.abs() + 0.5 if name.endswith("stored_var") else value for name, value in state.items()}
+
+
+class _BigGAN:
+    """Layers of BigGAN-PyTorch in evaluation, by name."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def has(self, name: str) -> bool:
+        return any(key.startswith(f"{name}.") for key in self.state)
+
+    def weight(self, name: str) -> Tensor:
+        w = self.state[f"{name}.weight"]
+        matrix = w.flatten(1)
+        v = F.normalize(self.state[f"{name}.u0"] @ matrix)
+        u = F.normalize(v @ matrix.T)
+        return w / (v @ matrix.T @ u.T)
+
+    def conv(self, name: str, x: Tensor) -> Tensor:
+        w = self.weight(name)
+        return F.conv2d(x, w, self.state.get(f"{name}.bias"), padding=w.shape[-1] // 2)
+
+    def norm(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """Norm and ReLU; y is a class, or what the layers of gain and bias take."""
+        mean, var = self.state[f"{name}.stored_mean"], self.state[f"{name}.stored_var"]
+        x = (x - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + 1e-5).sqrt()
+        parts = []
+        for part in ("gain", "bias"):
+            if y.is_floating_point():
+                parts.append(y @ self.weight(f"{name}.{part}").T)
+            else:
+                parts.append(self.state[f"{name}.{part}.weight"][y])
+        return F.relu(x * (1 + parts[0][:, :, None, None]) + parts[1][:, :, None, None])
+
+    def attend(self, name: str, x: Tensor) -> Tensor:
+        if not self.has(f"{name}.theta"):
+            return x
+        theta, phi, g = (self.conv(f"{name}.{part}", x) for part in ("theta", "phi", "g"))
+        phi, g = F.max_pool2d(phi, 2).flatten(2), F.max_pool2d(g, 2).flatten(2)
+        beta = torch.softmax(theta.flatten(2).mT @ phi, -1)
+        o = (g @ beta.mT).view(len(x), -1, *x.shape[2:])
+        return self.state[f"{name}.gamma"] * self.conv(f"{name}.o", o) + x
+
+    def begin(self, z: Tensor) -> Tensor:
+        return (z @ self.weight("linear").T + self.state["linear.bias"]).view(len(z), -1, 4, 4)
+
+    def end(self, x: Tensor) -> Tensor:
+        name = "output_layer.0"
+        x = F.batch_norm(x, *(self.state[f"{name}.{k}"] for k in ("stored_mean", "stored_var", "gain", "bias")))
+        return torch.tanh(self.conv("output_layer.2", F.relu(x)))
+
+    def judge(self, x: Tensor, y: Tensor) -> Tensor:
+        h = F.relu(x).sum([2, 3])
+        return (h @ self.weight("linear").T + self.state["linear.bias"])[:, 0] + (self.weight("embed")[y] * h).sum(1)
+
+
+def biggan_generate(g: State, z: Tensor, y: Tensor) -> Tensor:
+    net = _BigGAN(g)
+    if "shared.weight" in g:
+        first, *rest = z.split(g["linear.weight"].shape[1], 1)
+        conditions = [torch.cat([g["shared.weight"][y], part], 1) for part in rest]
+    else:
+        first, conditions = z, [y] * 9
+    x, i = net.begin(first), 0
+    while net.has(f"blocks.{i}.0"):
+        name, condition = f"blocks.{i}.0", conditions[i]
+        h = net.conv(f"{name}.conv1", _double(net.norm(f"{name}.bn1", x, condition)))
+        h = net.conv(f"{name}.conv2", net.norm(f"{name}.bn2", h, condition))
+        x = net.attend(f"blocks.{i}.1", h + net.conv(f"{name}.conv_sc", _double(x)))
+        i += 1
+    return net.end(x)
+
+
+def biggan_discriminate(d: State, x: Tensor, y: Tensor) -> Tensor:
+    net, i = _BigGAN(d), 0
+    while net.has(f"blocks.{i}.0"):
+        name = f"blocks.{i}.0"
+        h = net.conv(f"{name}.conv2", F.relu(net.conv(f"{name}.conv1", F.relu(x) if i else x)))
+        if net.has(f"{name}.conv_sc"):
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(net.conv(f"{name}.conv_sc", x), 2)
+        x = net.attend(f"blocks.{i}.1", h + x)
+        i += 1
+    return net.judge(x, y)
+
+
+def biggan_deep_generate(g: State, z: Tensor, y: Tensor) -> Tensor:
+    net, i = _BigGAN(g), 0
+    condition = torch.cat([z, g["shared.weight"][y]], 1)
+    x = net.begin(condition)
+    while net.has(f"blocks.{i}.0"):
+        name, change = f"blocks.{i}.0", _double if i % 2 else (lambda t: t)
+        h = net.conv(f"{name}.conv1", net.norm(f"{name}.bn1", x, condition))
+        h = net.conv(f"{name}.conv2", change(net.norm(f"{name}.bn2", h, condition)))
+        h = net.conv(f"{name}.conv3", net.norm(f"{name}.bn3", h, condition))
+        h = net.conv(f"{name}.conv4", net.norm(f"{name}.bn4", h, condition))
+        x = net.attend(f"blocks.{i}.1", h + change(x[:, : h.shape[1]]))
+        i += 1
+    return net.end(x)
+
+
+def biggan_deep_discriminate(d: State, x: Tensor, y: Tensor) -> Tensor:
+    net, i = _BigGAN(d), 0
+    x = net.conv("input_conv", x)
+    while net.has(f"blocks.{i}.0"):
+        for j in (0, 1):
+            name, change = f"blocks.{i}.{j}", (lambda t: t) if j else (lambda t: F.avg_pool2d(t, 2))
+            h = net.conv(f"{name}.conv1", F.relu(x))
+            h = net.conv(f"{name}.conv3", F.relu(net.conv(f"{name}.conv2", F.relu(h))))
+            h, x = net.conv(f"{name}.conv4", change(F.relu(h))), change(x)
+            if net.has(f"{name}.conv_sc"):
+                x = torch.cat([x, net.conv(f"{name}.conv_sc", x)], 1)
+            x = h + x
+        x = net.attend(f"blocks.{i}.2", x)
+        i += 1
+    return net.judge(x, y)
