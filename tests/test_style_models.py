@@ -158,6 +158,10 @@ def test_the_stage_of_growth(name):
     ):
         with pytest.raises(ValueError, match=message):
             model.grow(resolution, alpha)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict(tiny(name, resolution=32).state_dict())
+    assert model.discriminator.now() == (8, 0.5)
+    assert model.discriminator.stage.tolist() == [8, 0.5]
     model.grow(4, 0.5)
     assert model.discriminator.now() == (4, 1.0)  # there is nothing to fade from
 

@@ -101,7 +101,10 @@ class Growing(nn.Module):
 
 def _read_stage(network: Growing, _: object) -> None:
     resolution, alpha = network.stage.tolist()
-    network.resolution, network.alpha, network.fading = int(resolution), alpha, alpha < 1
+    if resolution in network.resolutions:
+        network.grow(int(resolution), alpha)
+    else:  # of larger networks: whoever loads them into these hears of that, and the stage remains one of theirs
+        network.grow(*network.now())
 
 
 class FirstBlock(nn.Module):
