@@ -9,8 +9,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-
 from gencore.kernels import _math
+
 from gencore.reference.philox import philox_normal
 
 exp_and_expm1 = _math.exp_and_expm1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-
 from gencore.kernels import batch_norm_act as bn
 from gencore.kernels import bias_act as ba
 from gencore.kernels import conv
