@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 import gencore
-from gencore.apps import biggan_gallery, restoration_gallery, style_gallery
+from gencore.apps import biggan_gallery, restoration_gallery, style_gallery, vae_gallery
 from gencore.apps.gallery import GALLERIES, run_gallery
 from gencore.cli import main
 
@@ -125,6 +125,17 @@ def test_noisy_restored_and_clean():
     assert torch.equal(noisy, restored)
     assert torch.equal(last, clean)
     assert abs((noisy - clean).std() - 100 / 255) < 0.1
+
+
+def test_codes_are_drawn():
+    """From q(z | x), not its mean: an encoder that says nothing gives the prior."""
+    model, digits = gencore.create_model("vae_32_latent2", width=4, hidden=8), torch.rand(500, 1, 32, 32)
+    torch.nn.init.zeros_(model.encoder[-1].weight)
+    codes = vae_gallery.drawn_codes(model, digits)
+    assert codes.shape == (500, 2)
+    assert abs(codes.std() - 1) < 0.1
+    torch.nn.init.constant_(model.encoder[-1].bias[2:], -20)  # the logarithms of the variances
+    assert vae_gallery.drawn_codes(model, digits).abs().max() < 1e-3
 
 
 def test_bad_arguments(tmp_path, capsys):

@@ -44,6 +44,23 @@ def test_vae_learns():
     assert after["loss"] == pytest.approx(after["reconstruction"] + after["kl"], rel=1e-5)
 
 
+def test_terms_of_a_vae():
+    """Reconstruction alone lets the codes drift from the prior; the divergence alone makes them the prior."""
+
+    def trained(**weights):
+        torch.manual_seed(0)
+        training = VAETraining(gencore.create_model("vae_32", width=8, hidden=32), learning_rate=3e-3, **weights)
+        fit(training, images(), steps=60, batch_size=16, console=QUIET)
+        return training.evaluate(images())
+
+    both, free, prior = trained(), trained(beta=0.0), trained(reconstruction=0.0)
+    assert free["kl"] > 2 * both["kl"] > 0
+    assert prior["kl"] < 0.05 * both["kl"]
+    assert prior["reconstruction"] > 2 * both["reconstruction"]
+    assert free["loss"] == pytest.approx(free["reconstruction"])
+    assert prior["loss"] == pytest.approx(prior["kl"])
+
+
 @pytest.mark.parametrize("loss", ["non_saturating", "hinge"])
 def test_gan_step(loss):
     training = gan_training(loss=loss)
