@@ -191,6 +191,22 @@ def test_generator_moves_every_third_step():
         gan_training(generator_every=0)
 
 
+def test_a_discriminator_that_is_too_good_waits():
+    """It moves where its accuracy on the batch before was within the limit; that goes on over a checkpoint."""
+    training = gan_training(accuracy_limit=0.8, learning_rate=1e-3)
+    weight, accuracies, moved = training.model.discriminator.from_image.weight, [0.0], []
+    for _ in range(12):
+        if accuracies[-1] > 0.8 and all(moved):  # the first time that it has to wait
+            state, training = training.state_dict(), gan_training(seed=1, accuracy_limit=0.8, learning_rate=1e-3)
+            training.load_state_dict(state)
+            weight = training.model.discriminator.from_image.weight
+        before = weight.detach().clone()
+        accuracies.append(training.step(images()[:16])["accuracy_d"])
+        moved.append(not torch.equal(before, weight))
+    assert moved == [accuracy <= 0.8 for accuracy in accuracies[:-1]]
+    assert set(moved) == {True, False}
+
+
 def test_conditional_training_regularises_the_generator():
     """BigGAN's recipe; with a great weight, the orthogonal penalty is all that the generator's step sees."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gencore.models import create_model
 from gencore.train import VAETraining, fit
 
 # Weights of the two terms of the loss.
-TERMS: dict[str, dict[str, float]] = {
+TERMS: dict[str, dict[str, Any]] = {
     "reconstruction": {"beta": 0.0},
     "kl": {"reconstruction": 0.0},
     "both": {},
@@ -32,7 +33,7 @@ def vae(out: Path, *, seconds: float, steps: int | None, console: Any) -> list[P
     (train, _), (test, labels) = split(*mnist5k())
     pictures: list[Path] = []
     codes: dict[str, Tensor] = {}
-    histories: dict[str, list[dict[str, float]]] = {}
+    histories: dict[str, Sequence[dict[str, float]]] = {}
     for name, weights in TERMS.items():
         torch.manual_seed(0)
         training = VAETraining(create_model("vae_32_latent2"), **weights)
