@@ -378,7 +378,8 @@ def biggan_deep_shapes(
 def synthesize_biggan(shapes: Shapes, seed: int = 0) -> State:
     """Random weights; variances that are none are made so."""
     state = synthesize(shapes, seed)
-    return {name: value.abs() + 0.5 if name.endswith("stored_var") else value for name, value in state.items()}
+    variances = "stored_var", "running_vars"
+    return {name: value.abs() + 0.5 if name.endswith(variances) else value for name, value in state.items()}
 
 
 class _BigGAN:
@@ -494,3 +495,81 @@ def biggan_deep_discriminate(d: State, x: Tensor, y: Tensor) -> Tensor:
         x = net.attend(f"blocks.{i}.2", x)
         i += 1
     return net.judge(x, y)
+
+
+# --- Hugging Face's pytorch-pretrained-BigGAN ------------------------------------------------------------------------
+
+
+def huggingface_shapes(g: list[int], *, latent: int, classes: int, attention: int, computed: int) -> Shapes:
+    """Weights of BigGAN-deep's generator, with attention as its layer of that number."""
+    shapes: Shapes = {"embeddings.weight": (latent, classes)}
+
+    def normal(name: str, *shape: int, bias: bool = True) -> None:
+        columns = math.prod(shape[1:])
+        shapes[f"{name}.weight_orig"] = shape
+        shapes[f"{name}.weight_u"], shapes[f"{name}.weight_v"] = shape[:1], (columns,)
+        if bias:
+            shapes[f"{name}.bias"] = shape[:1]
+
+    def stored(name: str, channels: int) -> None:
+        shapes[f"{name}.running_means"] = shapes[f"{name}.running_vars"] = (51, channels)
+
+    normal("generator.gen_z", 16 * g[0], 2 * latent)
+    blocks = [(a, b) for inputs, outputs in itertools.pairwise(g) for a, b in ((inputs, inputs), (inputs, outputs))]
+    for i, (inputs, outputs) in enumerate(blocks):
+        name, hidden = f"generator.layers.{i + (i >= attention)}", inputs // 4
+        for n, (a, b, k) in enumerate(
+            ((inputs, hidden, 1), (hidden, hidden, 3), (hidden, hidden, 3), (hidden, outputs, 1))
+        ):
+            normal(f"{name}.conv_{n}", b, a, k, k)
+            stored(f"{name}.bn_{n}", a)
+            normal(f"{name}.bn_{n}.scale", a, 2 * latent, bias=False)
+            normal(f"{name}.bn_{n}.offset", a, 2 * latent, bias=False)
+    c, name = blocks[attention][0], f"generator.layers.{attention}"
+    for part, shape in (("theta", (c // 8, c)), ("phi", (c // 8, c)), ("g", (c // 2, c)), ("o_conv", (c, c // 2))):
+        normal(f"{name}.snconv1x1_{part}", *shape, 1, 1, bias=False)
+    shapes[f"{name}.gamma"] = (1,)
+    shapes["generator.bn.weight"] = shapes["generator.bn.bias"] = (g[-1],)
+    stored("generator.bn", g[-1])
+    normal("generator.conv_to_rgb", computed, g[-1], 3, 3)
+    return shapes
+
+
+def huggingface_generate(state: State, z: Tensor, y: Tensor) -> Tensor:
+    """Images with the statistics of z that is not truncated."""
+
+    def weight(name: str) -> Tensor:
+        w = state[f"{name}.weight_orig"]
+        return w / (state[f"{name}.weight_u"] @ w.flatten(1) @ state[f"{name}.weight_v"])
+
+    def conv(name: str, x: Tensor) -> Tensor:
+        w = weight(name)
+        return F.conv2d(x, w, state.get(f"{name}.bias"), padding=w.shape[-1] // 2)
+
+    def norm(name: str, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        mean, var = (state[f"{name}.running_{k}"][50, :, None, None] for k in ("means", "vars"))
+        return F.relu((x - mean) / (var + 1e-4).sqrt() * gain[..., None, None] + bias[..., None, None])
+
+    condition = torch.cat(
+        [z, F.one_hot(y, state["embeddings.weight"].shape[1]).to(z) @ state["embeddings.weight"].T], 1
+    )
+    x = (condition @ weight("generator.gen_z").T + state["generator.gen_z.bias"]).view(len(z), 4, 4, -1)
+    x, i, blocks = x.permute(0, 3, 1, 2), 0, 0
+    while any(key.startswith(f"generator.layers.{i}.") for key in state):
+        name = f"generator.layers.{i}"
+        i += 1
+        if f"{name}.gamma" in state:
+            theta, phi, g = (conv(f"{name}.snconv1x1_{part}", x) for part in ("theta", "phi", "g"))
+            beta = torch.softmax(theta.flatten(2).mT @ F.max_pool2d(phi, 2).flatten(2), -1)
+            o = (F.max_pool2d(g, 2).flatten(2) @ beta.mT).view(len(x), -1, *x.shape[2:])
+            x = x + state[f"{name}.gamma"] * conv(f"{name}.snconv1x1_o_conv", o)
+            continue
+        change = _double if blocks % 2 else (lambda t: t)
+        blocks, h = blocks + 1, x
+        for n in range(4):
+            bn = f"{name}.bn_{n}"
+            h = norm(bn, h, 1 + condition @ weight(f"{bn}.scale").T, condition @ weight(f"{bn}.offset").T)
+            h = conv(f"{name}.conv_{n}", change(h) if n == 1 else h)
+        x = h + change(x[:, : h.shape[1]])
+    x = norm("generator.bn", x, state["generator.bn.weight"], state["generator.bn.bias"])
+    return torch.tanh(conv("generator.conv_to_rgb", x)[:, :3])

@@ -182,6 +182,38 @@ def test_biggan_pytorch_norms_over_several_devices():
     assert_same(model.generator.state_dict(), plain.generator.state_dict())
 
 
+def huggingface():
+    options = {"classes": 3, "width": 8, "shared": 6, "latent": 6, "computed": 5}
+    tables = {"resolution": 32, "generator": (4, 4, 2, 1), "discriminator": (1, 2, 4, 4), "attention": 16}
+    shapes = published.huggingface_shapes([32, 32, 16, 8], latent=6, classes=3, attention=4, computed=5)
+    return gencore.create_model("biggan_deep_128_released", **options, **tables), published.synthesize_biggan(shapes)
+
+
+def test_huggingface(tmp_path):
+    model, state = huggingface()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    before = {k: v.clone() for k, v in model.discriminator.state_dict().items()}
+    assert load_pretrained(model, tmp_path, format="huggingface") == ["generator"]
+    assert_same(model.discriminator.state_dict(), before)
+    state = {k: v.double() for k, v in state.items()}
+    model.double().eval()
+    z, y = model.sample_latent(3), torch.tensor([0, 2, 1])
+    torch.testing.assert_close(model(z, y), published.huggingface_generate(state, z, y), rtol=1e-7, atol=1e-7)
+
+
+def test_huggingface_there_and_back(tmp_path):
+    model, state = huggingface()
+    load_pretrained(model, state, format="huggingface")
+    save_pretrained(model, tmp_path / "ours", format="huggingface")
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["pytorch_model.bin"]
+    written = torch.load(tmp_path / "ours" / "pytorch_model.bin", weights_only=True)
+    # Of the statistics, those of one threshold are known.
+    state = {k: v[50:].expand(51, -1) if "running_" in k else v for k, v in state.items()}
+    assert_same(written, state)
+    with pytest.raises(RuntimeError, match="none of pytorch_model; it has "):
+        load_pretrained(model, tmp_path, format="huggingface")
+
+
 def test_biggan_of_another_resolution(tmp_path):
     _, content = biggan("biggan_128")
     smaller = {"generator": (4, 2, 1), "discriminator": (1, 2, 4), "resolution": 16, "attention": 8}

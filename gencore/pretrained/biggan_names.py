@@ -1,12 +1,13 @@
-"""What BigGAN-PyTorch calls the weights of BigGAN and of BigGAN-deep.
+"""What BigGAN-PyTorch and Hugging Face call the weights of BigGAN and of BigGAN-deep.
 
-A weight W with spectral norm stands there beside ``u0``, from which one step of the power method gives sigma, in
-evaluation too; ``sv0``, the latest sigma, is there to be looked at.
+In BigGAN-PyTorch, a weight with spectral norm stands beside ``u0``, from which one step of the power method gives
+sigma, in evaluation too; ``sv0``, the latest sigma, is there to be looked at. Hugging Face has PyTorch's former names.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from gencore.models.biggan import BigGANConfig
 from gencore.models.biggan_deep import BigGANDeepConfig
@@ -124,3 +125,67 @@ def biggan_deep_discriminator(config: BigGANDeepConfig) -> Names:
             yield from _attention(f"stages.{stage}", f"blocks.{i}.2")
             stage += 1
     yield from _head()
+
+
+# --- Hugging Face's pytorch-pretrained-BigGAN ------------------------------------------------------------------------
+
+# Statistics are kept for this many thresholds of truncation, from 0 to 1: the last are those of z as it is.
+THRESHOLDS = 51
+
+
+def huggingface_generator(config: BigGANDeepConfig) -> Names:
+    """BigGAN-deep's generator, in the only file that there is."""
+    channels = config.width * config.generator[0]
+
+    def write(t: Tensor) -> Tensor:
+        """Rows of the first layer in the order height, width, channels."""
+        return t.unflatten(0, (channels, 4, 4)).movedim(0, 2).flatten(0, 2)
+
+    def read(t: Tensor) -> Tensor:
+        return t.unflatten(0, (4, 4, channels)).movedim(2, 0).flatten(0, 2)
+
+    yield Entry("shared.weight", "embeddings.weight", lambda t: t.T, lambda t: t.T)
+    for ours, theirs in (("parametrizations.weight.original", "weight_orig"), ("bias", "bias")):
+        yield Entry(f"linear.{ours}", f"generator.gen_z.{theirs}", write, read)
+    yield Entry("linear.parametrizations.weight.0._u", "generator.gen_z.weight_u", write, read)
+    yield Entry("linear.parametrizations.weight.0._v", "generator.gen_z.weight_v")
+    number = 0
+    for i in range(len(config.generator) - 1):
+        for j in (0, 1):
+            ours, theirs = f"blocks.{8 << i}.{j}", f"generator.layers.{number}"
+            for n in range(4):
+                yield from _former(f"{ours}.conv{n + 1}", f"{theirs}.conv_{n}")
+                yield from _former(f"{ours}.norms.{n}.gain", f"{theirs}.bn_{n}.scale", bias=False)
+                yield from _former(f"{ours}.norms.{n}.bias", f"{theirs}.bn_{n}.offset", bias=False)
+                yield from _thresholds(f"{ours}.norms.{n}", f"{theirs}.bn_{n}")
+            number += 1
+        if 8 << i == config.attention:
+            ours, theirs = f"attention.{8 << i}", f"generator.layers.{number}"
+            for own, other in PROJECTIONS.items():
+                name = "o_conv" if other == "o" else other
+                yield from _former(f"{ours}.{own}", f"{theirs}.snconv1x1_{name}", bias=False)
+            yield Entry(f"{ours}.gamma", f"{theirs}.gamma", lambda t: t[None], lambda t: t[0])
+            number += 1
+    yield Entry("norm.weight", "generator.bn.weight")
+    yield Entry("norm.bias", "generator.bn.bias")
+    yield from _thresholds("norm", "generator.bn")
+    yield from _former("to_image", "generator.conv_to_rgb")
+
+
+def _former(ours: str, theirs: str, *, bias: bool = True) -> Names:
+    """A layer with PyTorch's former spectral norm."""
+    yield Entry(f"{ours}.parametrizations.weight.original", f"{theirs}.weight_orig")
+    yield Entry(f"{ours}.parametrizations.weight.0._u", f"{theirs}.weight_u")
+    yield Entry(f"{ours}.parametrizations.weight.0._v", f"{theirs}.weight_v")
+    if bias:
+        yield Entry(f"{ours}.bias", f"{theirs}.bias")
+
+
+def _thresholds(ours: str, theirs: str) -> Names:
+    for own, other in (("running_mean", "running_means"), ("running_var", "running_vars")):
+        yield Entry(f"{ours}.{own}", f"{theirs}.{other}", lambda t: t.expand(THRESHOLDS, -1), lambda t: t[-1])
+
+
+def no_discriminator(config: BigGANDeepConfig) -> Names:
+    """None was released."""
+    yield from ()

@@ -24,7 +24,8 @@ from gencore.pretrained.safe_pickle import PickledModule, RefusedPickle, read_pi
 class Format:
     """How one project lays a file out: which key holds which network, and what the weights are called there.
 
-    With ``folder``, each network is a file of its own, named after the key.
+    With an ``extension``, each network is a file of its own, named after the key. A key may be empty: there is no such
+    network.
     """
 
     generator: str
@@ -32,7 +33,7 @@ class Format:
     discriminator: str
     generator_names: Callable[[Any], Names]
     discriminator_names: Callable[[Any], Names]
-    folder: bool = False
+    extension: str = ""
 
 
 Model = BigGAN | BigGANDeep | ProGAN | StyleGAN | StyleGAN2
@@ -48,10 +49,13 @@ FORMATS: dict[tuple[type[nn.Module], str], Format] = {
     ),
     (ProGAN, "genforce"): Format(*_GENFORCE, names.genforce_progan_generator, names.genforce_progan_discriminator),
     (BigGAN, "biggan-pytorch"): Format(
-        "G", "G_ema", "D", biggan_names.biggan_generator, biggan_names.biggan_discriminator, folder=True
+        "G", "G_ema", "D", biggan_names.biggan_generator, biggan_names.biggan_discriminator, ".pth"
     ),
     (BigGANDeep, "biggan-pytorch"): Format(
-        "G", "G_ema", "D", biggan_names.biggan_deep_generator, biggan_names.biggan_deep_discriminator, folder=True
+        "G", "G_ema", "D", biggan_names.biggan_deep_generator, biggan_names.biggan_deep_discriminator, ".pth"
+    ),
+    (BigGANDeep, "huggingface"): Format(
+        "pytorch_model", "pytorch_model", "", biggan_names.huggingface_generator, biggan_names.no_discriminator, ".bin"
     ),
 }
 
@@ -66,9 +70,10 @@ def load_pretrained(
             either.
         source: a file, or what is in one: networks' ``state_dict`` s under the project's keys. A ``.pkl`` (of
             stylegan2-ada-pytorch or stylegan3) goes through :func:`read_pickle`; anything else is what ``torch.save``
-            wrote. For ``"biggan-pytorch"``, a folder with ``G_ema.pth``, ``G.pth`` or ``D.pth``, or one such file.
+            wrote. For ``"biggan-pytorch"``, a folder with ``G_ema.pth``, ``G.pth`` or ``D.pth``, for
+            ``"huggingface"`` one with ``pytorch_model.bin``; or one such file.
         format: ``"stylegan2-ada"`` or ``"rosinality"`` for a StyleGAN2, ``"genforce"`` for a StyleGAN or a ProGAN,
-            ``"biggan-pytorch"`` for a BigGAN or a BigGAN-deep.
+            ``"biggan-pytorch"`` for a BigGAN or a BigGAN-deep, ``"huggingface"`` for a released BigGAN-deep.
         average: the running average of the generator, where the file has it, rather than its last weights.
 
     Returns:
@@ -82,11 +87,12 @@ def load_pretrained(
     """
     layout = _layout(model, format)
     content = source if isinstance(source, Mapping) else _read(Path(source), layout)
-    if layout.folder and content and all(isinstance(value, Tensor) for value in content.values()):
+    if layout.extension and content and all(isinstance(value, Tensor) for value in content.values()):
         content = {_which(content, layout, model.config): content}
     found: dict[str, dict[str, Tensor]] = {}
     problems: list[str] = []
-    keys = [layout.average, layout.generator] if average else [layout.generator, layout.average]
+    keys = list(dict.fromkeys([layout.average, layout.generator]))
+    keys = keys if average else keys[::-1]
     for part, choices, table in (
         ("generator", keys, layout.generator_names(model.config)),
         ("discriminator", [layout.discriminator], layout.discriminator_names(model.config)),
@@ -100,7 +106,7 @@ def load_pretrained(
             found[part]["mapping.w_avg"] = content["latent_avg"].reshape(-1)
     if not found:
         raise RuntimeError(
-            f"load_pretrained: the file has none of {', '.join([*keys, layout.discriminator])}; it has "
+            f"load_pretrained: the file has none of {', '.join(filter(None, [*keys, layout.discriminator]))}; it has "
             f"{', '.join(map(str, content))}"
         )
     if problems:
@@ -122,7 +128,7 @@ def save_pretrained(model: Model, path: str | Path, *, format: str, average: nn.
     """Write a model's weights as the other project would: ``state_dict`` s under its keys, with its names and shapes.
 
     Args:
-        path: of the file; for ``"biggan-pytorch"``, of the folder for ``G.pth``, ``G_ema.pth`` and ``D.pth``.
+        path: of the file; for ``"biggan-pytorch"`` and ``"huggingface"``, of the folder for the files.
         format: as in :func:`load_pretrained`. For ``"stylegan2-ada"`` these are plain ``state_dict`` s too, for its
             networks' ``load_state_dict``: its pickles would hold its source code.
         average: the averaged generator; the generator itself if None.
@@ -138,6 +144,8 @@ def save_pretrained(model: Model, path: str | Path, *, format: str, average: nn.
         (layout.average, average, layout.generator_names),
         (layout.discriminator, model.discriminator, layout.discriminator_names),
     ):
+        if not key:
+            continue
         ours = network.state_dict()
         content[key] = {
             n.theirs: n.make() if isinstance(n, Constant) else n.write(ours[n.ours]).detach().cpu().clone()
@@ -145,12 +153,12 @@ def save_pretrained(model: Model, path: str | Path, *, format: str, average: nn.
         }
     if format == "rosinality":
         content["latent_avg"] = average.state_dict()["mapping.w_avg"].cpu().clone()
-    if not layout.folder:
+    if not layout.extension:
         torch.save(content, path)
         return
     Path(path).mkdir(parents=True, exist_ok=True)
     for key, state in content.items():
-        torch.save(state, Path(path) / f"{key}.pth")
+        torch.save(state, Path(path) / f"{key}{layout.extension}")
 
 
 def _layout(model: nn.Module, format: str) -> Format:
@@ -164,8 +172,9 @@ def _layout(model: nn.Module, format: str) -> Format:
 
 
 def _read(path: Path, layout: Format) -> Mapping[str, Any]:
-    if layout.folder and path.is_dir():
-        files = {key: path / f"{key}.pth" for key in (layout.generator, layout.average, layout.discriminator)}
+    if layout.extension and path.is_dir():
+        keys = layout.generator, layout.average, layout.discriminator
+        files = {key: path / f"{key}{layout.extension}" for key in keys}
         return {key: _load(file) for key, file in files.items() if file.exists()}
     content = read_pickle(path) if path.suffix == ".pkl" else _load(path)
     if not isinstance(content, Mapping):
