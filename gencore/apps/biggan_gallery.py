@@ -39,7 +39,7 @@ def biggan(out: Path, *, seconds: float, steps: int | None, console: Any) -> lis
     torch.manual_seed(0)
     digits, labels = mnist5k(size=32)
     model = create_model("biggan_128", **SMALL)
-    training = GANTraining(model, loss="hinge", betas=(0.0, 0.999), orthogonal=1e-4, ema=0.99)
+    training = GANTraining(model, loss="hinge", learning_rate=1e-3, betas=(0.0, 0.999), orthogonal=1e-4, ema=0.99)
     limits: dict[str, Any] = {"steps": steps or 10**9, "seconds": seconds}
     with caching():
         fit(training, (digits, labels), batch_size=BATCH, label="BigGAN", console=console, **limits)
