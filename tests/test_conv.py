@@ -16,6 +16,7 @@ import gencore.nn
 from gencore import UnsupportedImplementation, explain
 from gencore.extension import EXTENSION
 from gencore.ops import conv_core
+from tests.accuracy import Comparison, assert_accurate
 
 pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
 
@@ -50,7 +51,19 @@ def assert_as_good(ours, theirs, exact, what="result") -> None:
 
 
 def check_against_float64(name: str, x, weight, bias, **arguments) -> None:
-    """Result and gradients: our error against float64 is at most twice PyTorch's own (and a few units of rounding)."""
+    """Result and gradients under the accuracy rule, for a call and, where that breaks it, its neighbours."""
+
+    def moved(t, generator):
+        return None if t is None else t * (1 + 0.01 * torch.rand(t.shape, generator=generator)).to(t.dtype)
+
+    def neighbours():
+        generator = torch.Generator().manual_seed(0)
+        return (_compare(name, *(moved(t, generator) for t in (x, weight, bias)), arguments) for _ in range(15))
+
+    assert_accurate(_compare(name, x, weight, bias, arguments), neighbours)
+
+
+def _compare(name: str, x, weight, bias, arguments) -> list[Comparison]:
     function, oracle = getattr(G, name), getattr(F, name)
     exact_y = oracle(x.double(), weight.double(), None if bias is None else bias.double(), **arguments)
     grad = torch.randn(exact_y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(x.dtype)
@@ -60,10 +73,12 @@ def check_against_float64(name: str, x, weight, bias, **arguments) -> None:
     )
     theirs = all_gradients(lambda x, w, b: oracle(x, w, b, **arguments), tensors, grad)
     ours = all_gradients(lambda x, w, b: function(x, w, b, **arguments, impl="cpu"), tensors, grad)
-    for what, e, t, o in zip(("y", "x.grad", "weight.grad", "bias.grad"), exact, theirs, ours, strict=False):
-        assert o.shape == e.shape
-        assert o.dtype == x.dtype
-        assert_as_good(o, t, e, what)
+    found = [
+        Comparison(what, o, t, e)
+        for what, e, t, o in zip(("y", "x.grad", "weight.grad", "bias.grad"), exact, theirs, ours, strict=False)
+    ]
+    assert all(c.value.dtype == x.dtype for c in found)
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -217,13 +232,15 @@ def test_ops_are_registered_well():
     tensors = [t.requires_grad_() for t in (x, weight, bias, residual)]
     for activation in ("identity", "tanh"):
         arguments = (*tensors, None, scale, *geometry, [5, 5], 1, False, activation, 0.0, "cpu")
-        torch.library.opcheck(conv_core.CONVOLUTION, arguments)
+        torch.library.opcheck(torch.ops.gencore.convolution.default, arguments)
         for with_gradient in (torch.rand(6), torch.rand(())):
             arguments = (*arguments[:5], with_gradient.requires_grad_(), *arguments[6:])
-            torch.library.opcheck(conv_core.CONVOLUTION, arguments)
+            torch.library.opcheck(torch.ops.gencore.convolution.default, arguments)
     with pytest.raises(RuntimeError, match="no gradients to slopes and to a scale for each sample"):
         conv_core.CONVOLUTION(*arguments[:5], scale.requires_grad_(), *arguments[6:])
-    torch.library.opcheck(conv_core.WEIGHT_GRADIENT, (residual, x, [3, 3], *geometry, 1, "cpu"))
+    torch.library.opcheck(
+        torch.ops.gencore.convolution_weight_gradient.default, (residual, x, [3, 3], *geometry, 1, "cpu")
+    )
 
 
 def test_compiles_without_graph_breaks():

@@ -10,7 +10,7 @@ from gencore.ops import _library
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "register_autograd"])
 def test_define(direct, monkeypatch):
-    monkeypatch.setattr(_library, "_DIRECT_AUTOGRAD", direct)
+    monkeypatch.setattr(_library, "_DIRECT", direct)
     name = f"test_square_{'direct' if direct else 'library'}"
 
     def save(ctx, inputs, output):
@@ -29,4 +29,4 @@ def test_define(direct, monkeypatch):
     assert not op(x.detach(), 3.0, "cpu").requires_grad
     with torch.no_grad():
         assert not op(x, 3.0, "cpu").requires_grad
-    torch.library.opcheck(op, (x, 3.0, "cpu"))
+    torch.library.opcheck(getattr(torch.ops.gencore, name).default, (x, 3.0, "cpu"))

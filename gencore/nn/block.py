@@ -52,10 +52,10 @@ def conv_norm_act(conv: Any, norm: Any, input: Tensor, residual: Tensor | None =
         y = conv(input)
         return norm(y) if residual is None else norm(y, residual)
     dtype = compute_dtype(input.dtype)
-    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
+    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt_()
+    scale = scale if norm.weight is None else scale.mul_(norm.weight)
     mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    shift = -mean * scale if norm.bias is None else norm.bias - mean * scale
+    shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias.to(dtype), mean.to(dtype), scale, value=-1)
     shift, scale = shift.to(input.dtype), scale.to(input.dtype)
     epilogue = {"activation": norm.activation or "identity", "negative_slope": norm.negative_slope, "impl": conv.impl}
     return conv._run(input, shift, scale=scale, residual=residual, **epilogue)

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 LIBRARY = torch.library.Library("gencore", "FRAGMENT")
 
@@ -24,10 +27,10 @@ def define(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Register ``gencore::<schema>`` and return the callable op.
+    """Register ``gencore::<schema>`` and return the function that calls it.
 
     Args:
-        schema: without the namespace; its last argument is ``str impl``.
+        schema: without the namespace; its last argument is ``str impl``. Nothing is modified in place.
         kernels: from an implementation's name to the function that takes all arguments but ``impl``.
         fake: the shapes, dtypes and strides of the results (all arguments, ``impl`` included).
         setup_context, backward: the autograd formula, as for :func:`torch.library.register_autograd`.
@@ -42,32 +45,49 @@ def define(
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     op = getattr(torch.ops.gencore, name).default
+    formula = None
     if backward is not None and setup_context is not None:
-        if _DIRECT_AUTOGRAD and "Tensor[]" not in schema:
-            _register_autograd_directly(name, op, setup_context, backward)
-        else:
+        if not _DIRECT or "Tensor[]" in schema:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
-    return op
+            return _refusing_tangents(op)
+        formula = _register_autograd_directly(name, op, kernel, setup_context, backward)
+    return op if not _DIRECT or "Tensor[]" in schema else _shortcut(op, kernel, formula)
 
 
 # torch.library.register_autograd costs a call of ten arguments 45 us, most of it in looking up defaults that our
 # schemas do not have; the same registration by hand costs 10. A torch without the names that it needs gets the
 # library's, and so do lists of tensors, which an autograd function does not see into.
-_NEEDED = ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_any_requires_grad")
-_DIRECT_AUTOGRAD = all(hasattr(torch._C, name) for name in _NEEDED)
+_NEEDED = (
+    "_AutoDispatchBelowAutograd",
+    "_after_autograd_keyset",
+    "_any_requires_grad",
+    "_get_tracing_state",
+    "_len_torch_dispatch_stack",
+    "_len_torch_function_stack",
+)
+_DIRECT = all(hasattr(torch._C, name) for name in _NEEDED)
 
 
 def _register_autograd_directly(
-    name: str, op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
-) -> None:
+    name: str,
+    op: Any,
+    kernel: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Registers the formula and returns it: ``formula(keyset, *args)``, with None for the keyset to run ``kernel``."""
     below_autograd = torch._C._AutoDispatchBelowAutograd
     after_autograd = torch._C._after_autograd_keyset
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
-            with below_autograd():
-                output = op.redispatch(keyset & after_autograd, *args)
+            if keyset is None:
+                with below_autograd():
+                    output = kernel(*args)
+            else:  # an outer level of torch.func records what happens in here, as it does below PyTorch's own formulas
+                with below_autograd(), torch.enable_grad():
+                    output = op.redispatch(keyset & after_autograd, *args)
             setup_context(ctx, args, output)
             return output
 
@@ -76,14 +96,74 @@ def _register_autograd_directly(
             return None, *backward(ctx, *grads)
 
     Function.__name__ = f"{name}_autograd"  # what grad_fn shows
+    # The dispatcher has sorted out the levels of torch.func before it comes here: Function.apply would do so again.
+    formula = super(torch.autograd.Function, Function).apply
 
     def autograd_kernel(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return Function.apply(keyset, *args)
+            with enable_single_level_autograd_function():
+                return formula(keyset, *args)
         with below_autograd():
             return op.redispatch(keyset & after_autograd, *args)
 
     LIBRARY.impl(name, autograd_kernel, "Autograd", with_keyset=True)
+    return formula
+
+
+def _refusing_tangents(op: Any) -> Callable[..., Any]:
+    """``op``, whose formula torch.library passes over where arguments have tangents alone."""
+
+    def call(*args: Any) -> Any:
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            _refuse_tangents(op._schema.name.partition("::")[2], tree_leaves(args))
+        return op(*args)
+
+    return call
+
+
+def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+        raise NotImplementedError(
+            f"gencore::{name}: forward-mode differentiation is not offered, and an argument has a tangent; "
+            "use reverse mode, or impl='reference'"
+        )
+
+
+# --- the way around the dispatcher -----------------------------------------------------------------------------------
+
+_PLAIN = frozenset(
+    {Tensor, torch.nn.Parameter, torch.Generator, torch.Size, list, tuple, str, bool, int, float, type(None)}
+)
+
+
+def _shortcut(op: Any, kernel: Callable[..., Any], formula: Callable[..., Any] | None) -> Callable[..., Any]:
+    """``op``, but without the dispatcher (12 us of a call, twice into Python and back) where nobody could tell."""
+    below_autograd, any_requires_grad = torch._C._AutoDispatchBelowAutograd, torch._C._any_requires_grad
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or not _PLAIN.issuperset(map(type, args)) or _is_watched():
+            return op(*args)
+        if formula is not None and torch.is_grad_enabled() and any_requires_grad(*args):
+            return formula(None, *args)
+        with below_autograd():
+            return kernel(*args)
+
+    return call
+
+
+def _is_watched() -> bool:
+    """Whether a mode, a transform of torch.func, a tracer, forward-mode differentiation or a profiler is at work."""
+    c = torch._C
+    return bool(
+        c._len_torch_dispatch_stack()
+        or c._len_torch_function_stack()
+        or c._functorch.peek_interpreter_stack() is not None
+        or c._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or c._autograd._profiler_enabled()
+    )
 
 
 def differentiate(
@@ -96,6 +176,8 @@ def differentiate(
     This is how the backward ops get their own derivative: from the reference formula of the backward, which PyTorch
     differentiates. The result is itself differentiable when a graph is being created.
     """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _differentiate_in_transform(function, inputs, grad_outputs)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = [x if x is None or (create_graph and x.requires_grad) else x.detach().requires_grad_() for x in inputs]
@@ -119,3 +201,28 @@ def differentiate(
             )
         )
     return [None if x is None else next(grads) for x in leaves]
+
+
+def _differentiate_in_transform(
+    function: Callable[..., Sequence[Tensor] | Tensor],
+    inputs: Sequence[Tensor | None],
+    grad_outputs: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """:func:`differentiate` by a level of torch.func's own: detaching would cut off the levels around it."""
+    given = [i for i, x in enumerate(inputs) if x is not None]
+
+    def results(*values: Tensor) -> tuple[Tensor, ...]:
+        full = list(inputs)
+        for i, value in zip(given, values, strict=True):
+            full[i] = value
+        outputs = function(*full)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        return tuple(out for out, grad in zip(outputs, grad_outputs, strict=True) if grad is not None)
+
+    grads: list[Tensor | None] = [None] * len(inputs)
+    wanted = tuple(grad for grad in grad_outputs if grad is not None)
+    if given and wanted:
+        pullback = torch.func.vjp(results, *(inputs[i] for i in given))[1]
+        for i, grad in zip(given, pullback(wanted), strict=True):
+            grads[i] = grad
+    return grads

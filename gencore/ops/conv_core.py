@@ -12,7 +12,7 @@ A convolution is linear in its weight: where its output channel o is multiplied 
 times unscaled output are <weight_gradient(D, G)[o], weight[o]>. The gradient of a scale thus follows from that of the
 weight, and the unscaled sums need not be kept. A scale for each sample and channel has no such gradient.
 
-Public functions, argument checks and the tables of implementations are in :mod:`gencore.ops.conv` and
+Public functions and the tables of implementations are in :mod:`gencore.ops.conv` and
 :mod:`gencore.ops.linear`.
 """
 
@@ -53,8 +53,8 @@ def _empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
 
 # --- packed weights --------------------------------------------------------------------------------------------------
 
-# (id of the weight, columns_first, groups) -> (weak reference to it, version, fingerprint, packed panels).
-_packed_weights: dict[tuple[int, bool, int], tuple[Any, int, int, Tensor]] = {}
+# (id of the weight, columns_first, groups) -> (weak reference to it, what it was when it was packed, packed panels).
+_packed_weights: dict[tuple[int, bool, int], tuple[Any, tuple[Any, ...], Tensor]] = {}
 
 
 class _Packed:
@@ -66,27 +66,26 @@ class _Packed:
 
     def __init__(self, weight: Tensor, groups: int, columns_first: bool) -> None:
         self.weight, self.key = weight, (id(weight), columns_first, groups)
-        self.arguments = (weight, groups, columns_first)
 
     def __enter__(self) -> Tensor:
         weight, ops = self.weight, torch.ops.gencore_c
-        self.version = -1 if weight.is_inference() else weight._version
-        self.fingerprint = ops.fingerprint(weight)
-        size = ops.conv_packed_bytes(*self.arguments)
+        version = -1 if weight.is_inference() else weight._version
+        state = (version, ops.fingerprint(weight), weight.shape, weight.stride(), weight.dtype)
         kept = _packed_weights.pop(self.key, None)
-        if kept is not None and kept[0]() is weight and kept[3].numel() == size:
-            self.packed = kept[3]
-            if kept[1:3] == (self.version, self.fingerprint):
-                return self.packed
-        else:
-            self.packed = weight.new_empty((size,), dtype=torch.uint8)
-        ops.conv_pack(*self.arguments, self.packed)
-        return self.packed
+        if kept is not None and kept[0]() is weight and kept[1] == state:
+            self.kept = kept
+            return kept[2]
+        arguments = (weight, self.key[2], self.key[1])
+        size = ops.conv_packed_bytes(*arguments)
+        reusable = kept is not None and kept[2].numel() == size
+        packed = kept[2] if kept is not None and reusable else weight.new_empty((size,), dtype=torch.uint8)
+        ops.conv_pack(*arguments, packed)
+        key = self.key
+        self.kept = (weakref.ref(weight, lambda _: _packed_weights.pop(key, None)), state, packed)
+        return packed
 
     def __exit__(self, *error: object) -> None:
-        key = self.key
-        reference = weakref.ref(self.weight, lambda _: _packed_weights.pop(key, None))
-        _packed_weights[key] = (reference, self.version, self.fingerprint, self.packed)
+        _packed_weights[self.key] = self.kept
 
 
 # --- implementations -------------------------------------------------------------------------------------------------
@@ -318,10 +317,15 @@ def _with_zeros_for(grad: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
 
 
 class _ZerosForLeaves(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, *leaves: Tensor) -> Tensor:
-        ctx.save_for_backward(*leaves)
+    def forward(grad: Tensor, *leaves: Tensor) -> Tensor:
         return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

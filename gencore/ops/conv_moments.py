@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gencore.ops import conv
+from gencore.ops import conv, conv_checks
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import compute_dtype
 from gencore.ops._library import define
@@ -51,7 +51,7 @@ def conv_moments(
         impl = conv.OPS[name].select(impl, input, weight, bias, *geometry)
         if impl == "cpu":
             transposed = name.startswith("conv_transpose")
-            find_sizes = conv.find_transposed_sizes if transposed else conv.find_sizes
+            find_sizes = conv_checks.find_transposed_sizes if transposed else conv_checks.find_sizes
             _, *sizes = find_sizes(name, input, weight, bias, *geometry)
             groups = geometry[3]  # of either family's
             if _pays(input, weight, output_channels(weight, groups, transposed), sizes[-1]):

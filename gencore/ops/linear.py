@@ -10,7 +10,8 @@ from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
-from gencore.ops.conv import TRITON, check_dtype
+from gencore.ops.conv import TRITON
+from gencore.ops.conv_checks import check_dtype
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
 from gencore.processor import MKL_RUNS_AT_FULL_SPEED
 from gencore.reference.activation import activate

@@ -176,7 +176,7 @@ GENCORE_INLINE void multiply_segment(const T* const* rows, int64_t offset, int64
 
 // How many products meet in one sum before that goes into a sum of sums: the rounding error of K products then grows
 // with the root of kRun + K / kRun, not of K. Even, because bfloat16 goes in pairs.
-constexpr int64_t kRun = 256;
+constexpr int64_t kRun = 128;
 
 // sum = the product over all segments, for rows [pixel, pixel + MR).
 template <class T, bool native, int MR, int NV>
