@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencore.models import StyleGAN2
-from gencore.nn import EqualizedConv2d, EqualizedLinear, ModulatedConv2d, Upsample2d
+from gencore.nn import EqualizedConv2d, FullyConnected, ModulatedConv2d, Upsample2d
 
 FORMULATIONS = ("grouped", "scaled")
 
@@ -36,7 +36,7 @@ def plain_stylegan2(model: StyleGAN2, formulation: str) -> StyleGAN2:
     return plain
 
 
-class _Linear(EqualizedLinear):
+class _Linear(FullyConnected):
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias * self.bias_scale
         y = F.linear(x, self.weight * self.weight_scale, bias)
@@ -78,7 +78,7 @@ class _Upsample(Upsample2d):
 
 
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {
-    EqualizedLinear: _Linear,
+    FullyConnected: _Linear,
     EqualizedConv2d: _Conv2d,
     ModulatedConv2d: _Modulated,
     Upsample2d: _Upsample,

@@ -5,6 +5,7 @@ Written from the papers and the projects' documented names, sharing nothing with
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -268,3 +269,307 @@ def genforce_stylegan_generate(g: State, z: Tensor) -> Tensor:
         i += 1
     last = i // 2 - 1
     return F.conv2d(x, _he(g[f"synthesis.output{last}.weight"], 1), g[f"synthesis.output{last}.bias"])
+
+
+# --- BigGAN-PyTorch --------------------------------------------------------------------------------------------------
+
+
+class _Shapes(dict[str, tuple[int, ...]]):
+    """Weights by the layer that they belong to."""
+
+    def normal(self, name: str, *shape: int, bias: bool = True) -> None:
+        self[f"{name}.weight"], self[f"{name}.u0"], self[f"{name}.sv0"] = shape, (1, shape[0]), (1,)
+        if bias:
+            self[f"{name}.bias"] = shape[:1]
+
+    def stored(self, name: str, channels: int) -> None:
+        self[f"{name}.stored_mean"] = self[f"{name}.stored_var"] = (channels,)
+
+    def norm(self, name: str, channels: int, condition: int, classes: int) -> None:
+        self.stored(name, channels)
+        for part in ("gain", "bias"):
+            if condition:
+                self.normal(f"{name}.{part}", channels, condition, bias=False)
+            else:
+                self[f"{name}.{part}.weight"] = (classes, channels)
+
+    def attention(self, name: str, c: int) -> None:
+        for part, shape in (("theta", (c // 8, c)), ("phi", (c // 8, c)), ("g", (c // 2, c)), ("o", (c, c // 2))):
+            self.normal(f"{name}.{part}", *shape, 1, 1, bias=False)
+        self[f"{name}.gamma"] = ()
+
+    def output(self, channels: int) -> None:
+        self["output_layer.0.gain"] = self["output_layer.0.bias"] = (channels,)
+        self.stored("output_layer.0", channels)
+        self.normal("output_layer.2", 3, channels, 3, 3)
+
+    def head(self, channels: int, classes: int) -> None:
+        self.normal("linear", 1, channels)
+        self.normal("embed", classes, channels, bias=False)
+
+
+def biggan_shapes(
+    g: list[int], d: list[int], *, latent: int, shared: int, classes: int, attended: tuple[int, int]
+) -> tuple[Shapes, Shapes]:
+    """Weights of ``G`` and of ``D``, with self-attention after these blocks (-1: none). ``latent``: of a part of z.
+
+    All blocks of the discriminator but the last halve the resolution; without ``shared``, all but the last two.
+    """
+    generator, discriminator = _Shapes(), _Shapes()
+    if shared:
+        generator["shared.weight"] = (classes, shared)
+    generator.normal("linear", 16 * g[0], latent)
+    condition = shared + latent if shared else 0
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(g)):
+        generator.norm(f"blocks.{i}.0.bn1", inputs, condition, classes)
+        generator.norm(f"blocks.{i}.0.bn2", outputs, condition, classes)
+        generator.normal(f"blocks.{i}.0.conv1", outputs, inputs, 3, 3)
+        generator.normal(f"blocks.{i}.0.conv2", outputs, outputs, 3, 3)
+        generator.normal(f"blocks.{i}.0.conv_sc", outputs, inputs, 1, 1)
+        if i == attended[0]:
+            generator.attention(f"blocks.{i}.1", outputs)
+    generator.output(g[-1])
+    for i, (inputs, outputs) in enumerate(itertools.pairwise([3, *d])):
+        discriminator.normal(f"blocks.{i}.0.conv1", outputs, inputs, 3, 3)
+        discriminator.normal(f"blocks.{i}.0.conv2", outputs, outputs, 3, 3)
+        if i < len(d) - (1 if shared else 2):
+            discriminator.normal(f"blocks.{i}.0.conv_sc", outputs, inputs, 1, 1)
+        if i == attended[1]:
+            discriminator.attention(f"blocks.{i}.1", outputs)
+    discriminator.head(d[-1], classes)
+    return generator, discriminator
+
+
+def biggan_deep_shapes(
+    g: list[int], d: list[int], *, latent: int, shared: int, classes: int, attended: tuple[int, int]
+) -> tuple[Shapes, Shapes]:
+    """The same of BigGAN-deep: two blocks a resolution, attention after these pairs."""
+    generator, discriminator = _Shapes(), _Shapes()
+    generator["shared.weight"], condition = (classes, shared), latent + shared
+    generator.normal("linear", 16 * g[0], condition)
+
+    def convs(shapes: _Shapes, name: str, inputs: int, hidden: int, outputs: int) -> None:
+        shapes.normal(f"{name}.conv1", hidden, inputs, 1, 1)
+        shapes.normal(f"{name}.conv2", hidden, hidden, 3, 3)
+        shapes.normal(f"{name}.conv3", hidden, hidden, 3, 3)
+        shapes.normal(f"{name}.conv4", outputs, hidden, 1, 1)
+
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(g)):
+        for j in (0, 1):
+            name, hidden = f"blocks.{2 * i + j}.0", inputs // 4
+            convs(generator, name, inputs, hidden, outputs if j else inputs)
+            for n, channels in enumerate((inputs, hidden, hidden, hidden), 1):
+                generator.norm(f"{name}.bn{n}", channels, condition, classes)
+        if i == attended[0]:
+            generator.attention(f"blocks.{2 * i + 1}.1", outputs)
+    generator.output(g[-1])
+    discriminator.normal("input_conv", d[0], 3, 3, 3)
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(d)):
+        for j in (0, 1):
+            convs(discriminator, f"blocks.{i}.{j}", outputs if j else inputs, outputs // 4, outputs)
+        if outputs > inputs:
+            discriminator.normal(f"blocks.{i}.0.conv_sc", outputs - inputs, inputs, 1, 1)
+        if i == attended[1]:
+            discriminator.attention(f"blocks.{i}.2", outputs)
+    discriminator.head(d[-1], classes)
+    return generator, discriminator
+
+
+def synthesize_biggan(shapes: Shapes, seed: int = 0) -> State:
+    """Random weights; variances that are none are made so."""
+    state = synthesize(shapes, seed)
+    variances = "stored_var", "running_vars"
+    return {name: value.abs() + 0.5 if name.endswith(variances) else value for name, value in state.items()}
+
+
+class _BigGAN:
+    """Layers of BigGAN-PyTorch in evaluation, by name."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def has(self, name: str) -> bool:
+        return any(key.startswith(f"{name}.") for key in self.state)
+
+    def weight(self, name: str) -> Tensor:
+        w = self.state[f"{name}.weight"]
+        matrix = w.flatten(1)
+        v = F.normalize(self.state[f"{name}.u0"] @ matrix)
+        u = F.normalize(v @ matrix.T)
+        return w / (v @ matrix.T @ u.T)
+
+    def conv(self, name: str, x: Tensor) -> Tensor:
+        w = self.weight(name)
+        return F.conv2d(x, w, self.state.get(f"{name}.bias"), padding=w.shape[-1] // 2)
+
+    def norm(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """Norm and ReLU; y is a class, or what the layers of gain and bias take."""
+        mean, var = self.state[f"{name}.stored_mean"], self.state[f"{name}.stored_var"]
+        x = (x - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + 1e-5).sqrt()
+        parts = []
+        for part in ("gain", "bias"):
+            if y.is_floating_point():
+                parts.append(y @ self.weight(f"{name}.{part}").T)
+            else:
+                parts.append(self.state[f"{name}.{part}.weight"][y])
+        return F.relu(x * (1 + parts[0][:, :, None, None]) + parts[1][:, :, None, None])
+
+    def attend(self, name: str, x: Tensor) -> Tensor:
+        if not self.has(f"{name}.theta"):
+            return x
+        theta, phi, g = (self.conv(f"{name}.{part}", x) for part in ("theta", "phi", "g"))
+        phi, g = F.max_pool2d(phi, 2).flatten(2), F.max_pool2d(g, 2).flatten(2)
+        beta = torch.softmax(theta.flatten(2).mT @ phi, -1)
+        o = (g @ beta.mT).view(len(x), -1, *x.shape[2:])
+        return self.state[f"{name}.gamma"] * self.conv(f"{name}.o", o) + x
+
+    def begin(self, z: Tensor) -> Tensor:
+        return (z @ self.weight("linear").T + self.state["linear.bias"]).view(len(z), -1, 4, 4)
+
+    def end(self, x: Tensor) -> Tensor:
+        name = "output_layer.0"
+        x = F.batch_norm(x, *(self.state[f"{name}.{k}"] for k in ("stored_mean", "stored_var", "gain", "bias")))
+        return torch.tanh(self.conv("output_layer.2", F.relu(x)))
+
+    def judge(self, x: Tensor, y: Tensor) -> Tensor:
+        h = F.relu(x).sum([2, 3])
+        return (h @ self.weight("linear").T + self.state["linear.bias"])[:, 0] + (self.weight("embed")[y] * h).sum(1)
+
+
+def biggan_generate(g: State, z: Tensor, y: Tensor) -> Tensor:
+    net = _BigGAN(g)
+    if "shared.weight" in g:
+        first, *rest = z.split(g["linear.weight"].shape[1], 1)
+        conditions = [torch.cat([g["shared.weight"][y], part], 1) for part in rest]
+    else:
+        first, conditions = z, [y] * 9
+    x, i = net.begin(first), 0
+    while net.has(f"blocks.{i}.0"):
+        name, condition = f"blocks.{i}.0", conditions[i]
+        h = net.conv(f"{name}.conv1", _double(net.norm(f"{name}.bn1", x, condition)))
+        h = net.conv(f"{name}.conv2", net.norm(f"{name}.bn2", h, condition))
+        x = net.attend(f"blocks.{i}.1", h + net.conv(f"{name}.conv_sc", _double(x)))
+        i += 1
+    return net.end(x)
+
+
+def biggan_discriminate(d: State, x: Tensor, y: Tensor) -> Tensor:
+    net, i = _BigGAN(d), 0
+    while net.has(f"blocks.{i}.0"):
+        name = f"blocks.{i}.0"
+        h = net.conv(f"{name}.conv2", F.relu(net.conv(f"{name}.conv1", F.relu(x) if i else x)))
+        if net.has(f"{name}.conv_sc"):
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(net.conv(f"{name}.conv_sc", x), 2)
+        x = net.attend(f"blocks.{i}.1", h + x)
+        i += 1
+    return net.judge(x, y)
+
+
+def biggan_deep_generate(g: State, z: Tensor, y: Tensor) -> Tensor:
+    net, i = _BigGAN(g), 0
+    condition = torch.cat([z, g["shared.weight"][y]], 1)
+    x = net.begin(condition)
+    while net.has(f"blocks.{i}.0"):
+        name, change = f"blocks.{i}.0", _double if i % 2 else (lambda t: t)
+        h = net.conv(f"{name}.conv1", net.norm(f"{name}.bn1", x, condition))
+        h = net.conv(f"{name}.conv2", change(net.norm(f"{name}.bn2", h, condition)))
+        h = net.conv(f"{name}.conv3", net.norm(f"{name}.bn3", h, condition))
+        h = net.conv(f"{name}.conv4", net.norm(f"{name}.bn4", h, condition))
+        x = net.attend(f"blocks.{i}.1", h + change(x[:, : h.shape[1]]))
+        i += 1
+    return net.end(x)
+
+
+def biggan_deep_discriminate(d: State, x: Tensor, y: Tensor) -> Tensor:
+    net, i = _BigGAN(d), 0
+    x = net.conv("input_conv", x)
+    while net.has(f"blocks.{i}.0"):
+        for j in (0, 1):
+            name, change = f"blocks.{i}.{j}", (lambda t: t) if j else (lambda t: F.avg_pool2d(t, 2))
+            h = net.conv(f"{name}.conv1", F.relu(x))
+            h = net.conv(f"{name}.conv3", F.relu(net.conv(f"{name}.conv2", F.relu(h))))
+            h, x = net.conv(f"{name}.conv4", change(F.relu(h))), change(x)
+            if net.has(f"{name}.conv_sc"):
+                x = torch.cat([x, net.conv(f"{name}.conv_sc", x)], 1)
+            x = h + x
+        x = net.attend(f"blocks.{i}.2", x)
+        i += 1
+    return net.judge(x, y)
+
+
+# --- Hugging Face's pytorch-pretrained-BigGAN ------------------------------------------------------------------------
+
+
+def huggingface_shapes(g: list[int], *, latent: int, classes: int, attention: int, computed: int) -> Shapes:
+    """Weights of BigGAN-deep's generator, with attention as its layer of that number."""
+    shapes: Shapes = {"embeddings.weight": (latent, classes)}
+
+    def normal(name: str, *shape: int, bias: bool = True) -> None:
+        columns = math.prod(shape[1:])
+        shapes[f"{name}.weight_orig"] = shape
+        shapes[f"{name}.weight_u"], shapes[f"{name}.weight_v"] = shape[:1], (columns,)
+        if bias:
+            shapes[f"{name}.bias"] = shape[:1]
+
+    def stored(name: str, channels: int) -> None:
+        shapes[f"{name}.running_means"] = shapes[f"{name}.running_vars"] = (51, channels)
+
+    normal("generator.gen_z", 16 * g[0], 2 * latent)
+    blocks = [(a, b) for inputs, outputs in itertools.pairwise(g) for a, b in ((inputs, inputs), (inputs, outputs))]
+    for i, (inputs, outputs) in enumerate(blocks):
+        name, hidden = f"generator.layers.{i + (i >= attention)}", inputs // 4
+        for n, (a, b, k) in enumerate(
+            ((inputs, hidden, 1), (hidden, hidden, 3), (hidden, hidden, 3), (hidden, outputs, 1))
+        ):
+            normal(f"{name}.conv_{n}", b, a, k, k)
+            stored(f"{name}.bn_{n}", a)
+            normal(f"{name}.bn_{n}.scale", a, 2 * latent, bias=False)
+            normal(f"{name}.bn_{n}.offset", a, 2 * latent, bias=False)
+    c, name = blocks[attention][0], f"generator.layers.{attention}"
+    for part, shape in (("theta", (c // 8, c)), ("phi", (c // 8, c)), ("g", (c // 2, c)), ("o_conv", (c, c // 2))):
+        normal(f"{name}.snconv1x1_{part}", *shape, 1, 1, bias=False)
+    shapes[f"{name}.gamma"] = (1,)
+    shapes["generator.bn.weight"] = shapes["generator.bn.bias"] = (g[-1],)
+    stored("generator.bn", g[-1])
+    normal("generator.conv_to_rgb", computed, g[-1], 3, 3)
+    return shapes
+
+
+def huggingface_generate(state: State, z: Tensor, y: Tensor) -> Tensor:
+    """Images with the statistics of z that is not truncated."""
+
+    def weight(name: str) -> Tensor:
+        w = state[f"{name}.weight_orig"]
+        return w / (state[f"{name}.weight_u"] @ w.flatten(1) @ state[f"{name}.weight_v"])
+
+    def conv(name: str, x: Tensor) -> Tensor:
+        w = weight(name)
+        return F.conv2d(x, w, state.get(f"{name}.bias"), padding=w.shape[-1] // 2)
+
+    def norm(name: str, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        mean, var = (state[f"{name}.running_{k}"][50, :, None, None] for k in ("means", "vars"))
+        return F.relu((x - mean) / (var + 1e-4).sqrt() * gain[..., None, None] + bias[..., None, None])
+
+    condition = torch.cat(
+        [z, F.one_hot(y, state["embeddings.weight"].shape[1]).to(z) @ state["embeddings.weight"].T], 1
+    )
+    x = (condition @ weight("generator.gen_z").T + state["generator.gen_z.bias"]).view(len(z), 4, 4, -1)
+    x, i, blocks = x.permute(0, 3, 1, 2), 0, 0
+    while any(key.startswith(f"generator.layers.{i}.") for key in state):
+        name = f"generator.layers.{i}"
+        i += 1
+        if f"{name}.gamma" in state:
+            theta, phi, g = (conv(f"{name}.snconv1x1_{part}", x) for part in ("theta", "phi", "g"))
+            beta = torch.softmax(theta.flatten(2).mT @ F.max_pool2d(phi, 2).flatten(2), -1)
+            o = (F.max_pool2d(g, 2).flatten(2) @ beta.mT).view(len(x), -1, *x.shape[2:])
+            x = x + state[f"{name}.gamma"] * conv(f"{name}.snconv1x1_o_conv", o)
+            continue
+        change = _double if blocks % 2 else (lambda t: t)
+        blocks, h = blocks + 1, x
+        for n in range(4):
+            bn = f"{name}.bn_{n}"
+            h = norm(bn, h, 1 + condition @ weight(f"{bn}.scale").T, condition @ weight(f"{bn}.offset").T)
+            h = conv(f"{name}.conv_{n}", change(h) if n == 1 else h)
+        x = h + change(x[:, : h.shape[1]])
+    x = norm("generator.bn", x, state["generator.bn.weight"], state["generator.bn.bias"])
+    return torch.tanh(conv("generator.conv_to_rgb", x)[:, :3])

@@ -55,6 +55,28 @@ def test_loaders_give_the_released_result(former: bool, normalised: bool) -> Non
     torch.testing.assert_close(maps.flatten(2), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("former", [False, True], ids=["biggan", "huggingface"])
+def test_writers_give_the_released_keys(former: bool) -> None:
+    torch.manual_seed(0)
+    state, _ = checkpoint(16, former)
+    layer, other = SelfAttention2d(16), SelfAttention2d(16)
+    (layer.load_huggingface if former else layer.load_biggan)(state, "a.")
+    written = (layer.to_huggingface if former else layer.to_biggan)("a.")
+    assert {k: v.shape for k, v in written.items()} == {k: v.shape for k, v in state.items()}
+    for key, value in written.items():
+        if key.endswith(".u0"):
+            matrix = state[key.removesuffix("u0") + "weight"].flatten(1)
+            torch.testing.assert_close(value, TF.normalize(state[key] @ matrix @ matrix.T))
+        else:
+            assert torch.equal(value, state[key]), key
+    (other.load_huggingface if former else other.load_biggan)(written, "a.")
+    for (key, a), b in zip(other.state_dict().items(), layer.state_dict().values(), strict=True):
+        if former or not key.endswith(("_u", "_v")):
+            assert torch.equal(a, b), key
+    plain = SelfAttention2d(16, spectral_norm=False)
+    assert torch.equal(plain.to_biggan("b.")["b.phi.weight"], plain.key.weight)
+
+
 def test_starts_as_the_identity() -> None:
     x = torch.randn(2, 16, 5, 7).requires_grad_()
     layer = SelfAttention2d(16)

@@ -37,6 +37,8 @@ def test_dcgan_parameter_counts(name, options, generator, discriminator):
         ("vae_64", {"channels": 1}, 502_005),
         ("vae_64", {}, 504_055),
         ("vae_mlp", {}, 652_824),
+        ("vae_mlp", {"hidden": 500}, 815_824),
+        ("vae_mlp", {"hidden": 512, "latent": 16}, 829_232),
     ],
 )
 def test_vae_parameter_counts(name, options, expected):

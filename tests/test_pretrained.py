@@ -48,6 +48,24 @@ def genforce(name):
     return content
 
 
+BIGGAN_ATTENTION = {"generator": (4, 4, 2, 1), "discriminator": (1, 2, 4, 4), "width": 8, "attention": 16}
+BIGGANS = {
+    "biggan_128": {"resolution": 32, "classes": 3, "shared": 6, "chunk": 5, **BIGGAN_ATTENTION},
+    "biggan_32": {"width": 2, "classes": 3, "latent": 5},
+    "biggan_deep_128": {"resolution": 32, "classes": 3, "shared": 6, "latent": 5, **BIGGAN_ATTENTION},
+}
+
+
+def biggan(name):
+    """A small model, and what is in its project's files."""
+    g, d = ([32, 32, 16, 8], [8, 16, 32, 32]) if name != "biggan_32" else ([8] * 4, [8] * 4)
+    shapes = published.biggan_deep_shapes if name == "biggan_deep_128" else published.biggan_shapes
+    options = {"shared": 0, "attended": (-1, -1)} if name == "biggan_32" else {"shared": 6, "attended": (1, 0)}
+    states = map(published.synthesize_biggan, shapes(g, d, latent=5, classes=3, **options))
+    torch.manual_seed(5)
+    return gencore.create_model(name, **BIGGANS[name]), dict(zip(("G_ema", "D"), states, strict=True))
+
+
 def assert_same(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name in theirs:
@@ -111,6 +129,101 @@ def test_rosinality_without_an_average():
     assert (average - wanted.mean(0)).norm() < 0.05 * wanted.std(0).norm()
     assert model.training
     assert_same(model.discriminator.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", BIGGANS)
+def test_biggan_pytorch(name):
+    model, content = biggan(name)
+    assert load_pretrained(model, content, format="biggan-pytorch") == ["generator", "discriminator"]
+    g, d = ({k: v.double() for k, v in state.items()} for state in content.values())
+    model.double()
+    # Sigma in double precision: of vectors that are far from the singular ones it hangs on every digit.
+    load_pretrained(model, {"G_ema": g, "D": d}, format="biggan-pytorch")
+    generate, judge = (
+        (published.biggan_deep_generate, published.biggan_deep_discriminate)
+        if name == "biggan_deep_128"
+        else (published.biggan_generate, published.biggan_discriminate)
+    )
+    z, y, images = model.sample_latent(3), torch.tensor([0, 2, 1]), torch.randn(3, 3, 32, 32).double()
+    torch.testing.assert_close(model.eval()(z, y), generate(g, z, y), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(model.discriminator(images, y), judge(d, images, y), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", BIGGANS)
+def test_biggan_pytorch_there_and_back(name, tmp_path):
+    """A folder of files; what is written has their names, shapes and numbers, but u one iteration further."""
+    model, content = biggan(name)
+    (tmp_path / "theirs").mkdir()
+    for key, state in content.items():
+        torch.save(state, tmp_path / "theirs" / f"{key}.pth")
+    assert load_pretrained(model, tmp_path / "theirs", format="biggan-pytorch") == ["generator", "discriminator"]
+    save_pretrained(model, tmp_path / "ours", format="biggan-pytorch")
+    for key, state in content.items():
+        written = torch.load(tmp_path / "ours" / f"{key}.pth", weights_only=True)
+        assert {k: v.shape for k, v in written.items()} == {k: v.shape for k, v in state.items()}
+        for k, v in state.items():
+            if k.endswith("u0"):
+                matrix = state[k.removesuffix("u0") + "weight"].flatten(1)
+                v = torch.nn.functional.normalize(v @ matrix @ matrix.T)
+            if not k.endswith("sv0"):
+                torch.testing.assert_close(written[k], v, rtol=1e-4, atol=1e-5, msg=lambda m, k=k: f"{k}: {m}")
+    assert (tmp_path / "ours" / "G.pth").exists()
+    for key, part in (("G_ema", "generator"), ("D", "discriminator")):
+        assert load_pretrained(model, tmp_path / "ours" / f"{key}.pth", format="biggan-pytorch") == [part]
+
+
+def test_biggan_pytorch_norms_over_several_devices():
+    model, content = biggan("biggan_128")
+    plain, _ = biggan("biggan_128")
+    load_pretrained(plain, content, format="biggan-pytorch")
+    renamed = {f"module.{k.replace('.stored_', '.bn.stored_')}": v for k, v in content["G_ema"].items()}
+    renamed["module.output_layer.0.bn.accumulation_counter"] = torch.ones(1)
+    load_pretrained(model, {"G": renamed}, format="biggan-pytorch")
+    assert_same(model.generator.state_dict(), plain.generator.state_dict())
+
+
+def huggingface():
+    options = {"classes": 3, "width": 8, "shared": 6, "latent": 6, "computed": 5}
+    tables = {"resolution": 32, "generator": (4, 4, 2, 1), "discriminator": (1, 2, 4, 4), "attention": 16}
+    shapes = published.huggingface_shapes([32, 32, 16, 8], latent=6, classes=3, attention=4, computed=5)
+    return gencore.create_model("biggan_deep_128_released", **options, **tables), published.synthesize_biggan(shapes)
+
+
+def test_huggingface(tmp_path):
+    model, state = huggingface()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    before = {k: v.clone() for k, v in model.discriminator.state_dict().items()}
+    assert load_pretrained(model, tmp_path, format="huggingface") == ["generator"]
+    assert_same(model.discriminator.state_dict(), before)
+    state = {k: v.double() for k, v in state.items()}
+    model.double().eval()
+    z, y = model.sample_latent(3), torch.tensor([0, 2, 1])
+    torch.testing.assert_close(model(z, y), published.huggingface_generate(state, z, y), rtol=1e-7, atol=1e-7)
+
+
+def test_huggingface_there_and_back(tmp_path):
+    model, state = huggingface()
+    load_pretrained(model, state, format="huggingface")
+    save_pretrained(model, tmp_path / "ours", format="huggingface")
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["pytorch_model.bin"]
+    written = torch.load(tmp_path / "ours" / "pytorch_model.bin", weights_only=True)
+    # Of the statistics, those of one threshold are known.
+    state = {k: v[50:].expand(51, -1) if "running_" in k else v for k, v in state.items()}
+    assert_same(written, state)
+    with pytest.raises(RuntimeError, match="none of pytorch_model; it has "):
+        load_pretrained(model, tmp_path, format="huggingface")
+
+
+def test_biggan_of_another_resolution(tmp_path):
+    _, content = biggan("biggan_128")
+    smaller = {"generator": (4, 2, 1), "discriminator": (1, 2, 4), "resolution": 16, "attention": 8}
+    other = gencore.create_model("biggan_128", **BIGGANS["biggan_128"] | smaller)
+    with pytest.raises(RuntimeError) as caught:
+        load_pretrained(other, content, format="biggan-pytorch")
+    assert "G_ema: blocks.0.0.conv1.weight must be (16, 32, 3, 3), got (32, 32, 3, 3)" in str(caught.value)
+    assert "G_ema: blocks.2.0.conv_sc.weight (8, 16, 1, 1) is left over" in str(caught.value)
+    with pytest.raises(RuntimeError, match="none of G_ema, G, D"):
+        load_pretrained(other, tmp_path, format="biggan-pytorch")
 
 
 # --- there and back --------------------------------------------------------------------------------------------------

@@ -44,6 +44,14 @@ SMALL = {
         "classes": 3,
         "attention": 8,
     },
+    "biggan_deep_128_released": {
+        "resolution": 16,
+        "generator": (4, 2, 1),
+        "discriminator": (1, 2, 4),
+        "width": 8,
+        "classes": 3,
+        "attention": 8,
+    },
     "biggan_deep_128": {
         "resolution": 32,
         "generator": (4, 4, 2, 1),
@@ -55,6 +63,16 @@ SMALL = {
         "attention": 16,
     },
 }
+
+
+# Other forms of which the sizes are known: SNGAN for 64x64, and a BigGAN for CIFAR-10 with hierarchical z.
+SNGAN_64 = {
+    "resolution": 64,
+    "generator": (1024, 512, 256, 128, 64),
+    "discriminator": (64, 128, 256, 512, 1024),
+    "halvings": 4,
+}
+BIGGAN_32_SHARED = {"width": 96, "discriminator": (2, 2, 2, 2), "chunk": 20, "shared": 128, "attention": 16}
 
 
 def small(name, **options):
@@ -70,16 +88,22 @@ def count(module):
     [
         ("sngan_32", {}, 4_276_739, 1_053_825),
         ("sngan_32_projection", {}, 4_304_387, 1_055_105),
+        ("sngan_32", SNGAN_64, 12_220_675, 10_141_441),
         ("sngan_128", {}, 32_150_787, 29_017_857),
         ("sngan_128_projection", {}, 41_996_931, 30_041_857),
+        ("sngan_128_projection", {"wide": True}, 41_996_931, 39_443_137),
         ("sagan_128", {"attention": 64}, 42_017_412, 39_448_258),
         ("biggan_32", {}, 4_304_387, 4_207_361),
+        ("biggan_32", BIGGAN_32_SHARED, 9_416_196, 2_415_170),
         ("biggan_128", {}, 70_433_988, 87_982_370),
         ("biggan_256", {}, 82_235_844, 99_225_890),
         ("biggan_512_released", {}, 82_468_068, 99_401_282),
         ("biggan_deep_128", {}, 50_244_484, 34_590_210),
         ("biggan_deep_256", {}, 55_736_708, 38_247_426),
         ("biggan_deep_512", {}, 56_019_780, 38_301_122),
+        ("biggan_deep_128_released", {}, 50_388_609, 34_590_210),
+        ("biggan_deep_256_released", {}, 55_880_833, 38_247_426),
+        ("biggan_deep_512_released", {}, 56_163_905, 38_301_122),
     ],
 )
 def test_parameter_counts(name, options, generator, discriminator):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.backends.registry import lookup_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gencore
@@ -157,8 +158,42 @@ def test_the_stage_of_growth(name):
     ):
         with pytest.raises(ValueError, match=message):
             model.grow(resolution, alpha)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict(tiny(name, resolution=32).state_dict())
+    assert model.discriminator.now() == (8, 0.5)
+    assert model.discriminator.stage.tolist() == [8, 0.5]
     model.grow(4, 0.5)
     assert model.discriminator.now() == (4, 1.0)  # there is nothing to fade from
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*deprecated.*")
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_as_one_graph(name):
+    """Each network, in training; a fade-in runs in one graph, and only the next stage is compiled anew."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    model = tiny(name, resolution=8)
+    options = {} if name == "progan_256" else {"noise": "const"}
+    networks = model.generator, model.discriminator
+    compiled = [torch.compile(network, fullgraph=True, backend=backend) for network in networks]
+    z = model.sample_latent(4)
+    stages = [(8, 0.25, 2), (8, 0.5, 2), (8, 1.0, 4)] if hasattr(model, "grow") else [(8, 1.0, 2)] * 2
+    for resolution, alpha, wanted in stages:
+        if hasattr(model, "grow"):
+            model.grow(resolution, alpha)
+        results = []
+        for generator, discriminator in (networks, compiled):
+            images = generator(z, **options)
+            logits = discriminator(images)
+            gradients = torch.autograd.grad(logits.sum(), list(model.parameters()), allow_unused=True)
+            results.append((images, logits, *(g for g in gradients if g is not None)))
+        torch.testing.assert_close(results[0], results[1])
+        assert len(graphs) == wanted, (resolution, alpha)
 
 
 def test_layers_that_are_not_in_use_get_no_gradient():

@@ -221,6 +221,18 @@ def test_progan_grows_while_it_trains():
     assert sizes == [4.0] * 4 + [8.0] * 8 + [16.0] * 12
 
 
+@pytest.mark.parametrize("make", [progan_training, stylegan_training])
+def test_the_average_grows_along(make):
+    training = make()
+    z = training.model.sample_latent(2)
+    for _ in range(7):
+        training.step(images()[:8])
+        network = training.model.discriminator
+        assert training.sample(z).shape == (2, 1, network.resolution, network.resolution)
+        assert [m.now() for m in training.averaged.module.modules() if hasattr(m, "now")] == [network.now()]
+    assert network.fading
+
+
 def test_growth_keeps_the_optimizer_state():
     """Moments and step counts of the old layers go on over a growth; those of the new ones begin with it."""
     training = progan_training()

@@ -60,7 +60,7 @@ def test_modulated_convolution_demodulates(up: int) -> None:
 
 def test_equalized_layers_are_their_formula() -> None:
     torch.manual_seed(0)
-    linear = nn.EqualizedLinear(6, 4, activation="lrelu", lr_multiplier=0.01, bias_init=2.0)
+    linear = nn.FullyConnected(6, 4, activation="lrelu", lr_multiplier=0.01, bias_init=2.0)
     x = torch.randn(3, 5, 6)
     torch.testing.assert_close(linear.bias * 0.01, torch.full((4,), 2.0))
     wanted = TF.leaky_relu(x @ linear.weight.t() * (0.01 / 6**0.5) + 2.0, 0.2) * 2**0.5
@@ -120,10 +120,8 @@ def test_small_layers() -> None:
     assert nn.Upsample2d()(x).shape == (4, 3, 16, 16)
     assert nn.Downsample2d()(x).shape == (4, 3, 4, 4)
     assert nn.Blur()(x).shape == x.shape
-    for layer in (nn.EqualizedLinear, nn.EqualizedConv2d, nn.ModulatedConv2d):
-        arguments = (
-            (3, 4) if layer is nn.EqualizedLinear else (3, 4, 3, 5) if layer is nn.ModulatedConv2d else (3, 4, 3)
-        )
+    for layer in (nn.FullyConnected, nn.EqualizedConv2d, nn.ModulatedConv2d):
+        arguments = (3, 4) if layer is nn.FullyConnected else (3, 4, 3, 5) if layer is nn.ModulatedConv2d else (3, 4, 3)
         with pytest.raises(ValueError, match=f"{layer.__name__}: activation must be one of linear, relu"):
             layer(*arguments, activation="gulu")
 

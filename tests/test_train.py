@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 from rich.console import Console
+from torch.utils.data import DataLoader, TensorDataset
 
 import gencore
 from gencore import losses
@@ -41,6 +42,23 @@ def test_vae_learns():
     assert after["loss"] < 0.5 * before["loss"]
     assert after["kl"] > before["kl"]  # the latent code is in use
     assert after["loss"] == pytest.approx(after["reconstruction"] + after["kl"], rel=1e-5)
+
+
+def test_terms_of_a_vae():
+    """Reconstruction alone lets the codes drift from the prior; the divergence alone makes them the prior."""
+
+    def trained(**weights):
+        torch.manual_seed(0)
+        training = VAETraining(gencore.create_model("vae_32", width=8, hidden=32), learning_rate=3e-3, **weights)
+        fit(training, images(), steps=60, batch_size=16, console=QUIET)
+        return training.evaluate(images())
+
+    both, free, prior = trained(), trained(beta=0.0), trained(reconstruction=0.0)
+    assert free["kl"] > 2 * both["kl"] > 0
+    assert prior["kl"] < 0.05 * both["kl"]
+    assert prior["reconstruction"] > 2 * both["reconstruction"]
+    assert free["loss"] == pytest.approx(free["reconstruction"])
+    assert prior["loss"] == pytest.approx(prior["kl"])
 
 
 @pytest.mark.parametrize("loss", ["non_saturating", "hinge"])
@@ -113,15 +131,22 @@ def test_checkpoint_of_another_kind(tmp_path):
         load_checkpoint(gan_training(), tmp_path / "list.pt")
 
 
+class Recorder:
+    """Trains nothing and remembers its batches; with classes, where it has some."""
+
+    def __init__(self, num_classes=0):
+        self.history, self.seen, self.num_classes = [], [], num_classes
+        self.generator = torch.Generator()
+
+    def step(self, batch, *classes):
+        assert len(classes) == (self.num_classes > 0)
+        self.seen.append(batch.flatten().tolist())
+        if classes:
+            assert classes[0].tolist() == [x % self.num_classes for x in self.seen[-1]]
+        return {"loss": 0.0}
+
+
 def test_every_image_is_seen_once_an_epoch():
-    class Recorder:
-        def __init__(self):
-            self.history, self.seen = [], []
-
-        def step(self, batch):
-            self.seen.append(batch.flatten().tolist())
-            return {"loss": 0.0}
-
     recorder = Recorder()
     fit(recorder, torch.arange(10.0).view(10, 1, 1, 1), steps=7, batch_size=3, console=QUIET)
     assert [len(batch) for batch in recorder.seen] == [3] * 7
@@ -166,6 +191,22 @@ def test_generator_moves_every_third_step():
         gan_training(generator_every=0)
 
 
+def test_a_discriminator_that_is_too_good_waits():
+    """It moves where its accuracy on the batch before was within the limit; that goes on over a checkpoint."""
+    training = gan_training(accuracy_limit=0.8, learning_rate=1e-3)
+    weight, accuracies, moved = training.model.discriminator.from_image.weight, [0.0], []
+    for _ in range(12):
+        if accuracies[-1] > 0.8 and all(moved):  # the first time that it has to wait
+            state, training = training.state_dict(), gan_training(seed=1, accuracy_limit=0.8, learning_rate=1e-3)
+            training.load_state_dict(state)
+            weight = training.model.discriminator.from_image.weight
+        before = weight.detach().clone()
+        accuracies.append(training.step(images()[:16])["accuracy_d"])
+        moved.append(not torch.equal(before, weight))
+    assert moved == [accuracy <= 0.8 for accuracy in accuracies[:-1]]
+    assert set(moved) == {True, False}
+
+
 def test_conditional_training_regularises_the_generator():
     """BigGAN's recipe; with a great weight, the orthogonal penalty is all that the generator's step sees."""
     torch.manual_seed(0)
@@ -186,3 +227,110 @@ def test_conditional_training_regularises_the_generator():
     assert all(abs(v) < float("inf") for v in metrics.values())
     z, y = model.sample_latent(2), torch.tensor([0, 2])
     assert training.sample(z, y).shape == (2, 1, 32, 32)
+
+
+NUMBERS = torch.arange(10.0).view(10, 1, 1, 1)
+THIRDS = torch.arange(10) % 3
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("kind", ["tensors", "dataset", "loader"])
+def test_images_keep_their_classes(kind, num_classes):
+    """Pairs of tensors, data sets and loaders; a model without classes gets the images alone."""
+    recorder, dataset = Recorder(num_classes), TensorDataset(NUMBERS, THIRDS)
+    data = {"tensors": (NUMBERS, THIRDS), "dataset": dataset, "loader": DataLoader(dataset, 3, drop_last=True)}[kind]
+    fit(recorder, data, steps=7, batch_size=3, console=QUIET)
+    assert [len(batch) for batch in recorder.seen] == [3] * 7
+    assert len({x for batch in recorder.seen[:3] for x in batch}) == 9
+
+
+def test_batches_of_a_loader_are_its_own():
+    recorder = Recorder()
+    fit(recorder, DataLoader(TensorDataset(NUMBERS), 4), steps=4, batch_size=99, console=QUIET)
+    assert recorder.seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [0, 1, 2, 3]]
+    with pytest.raises(ValueError, match=r"data gave 1 batches and then no more, wanted 3; .* gone through again"):
+        fit(Recorder(), iter([NUMBERS]), steps=3, console=QUIET)
+
+
+def test_data_sets_are_shuffled_like_tensors():
+    first, second = Recorder(), Recorder()
+    fit(first, NUMBERS, steps=5, batch_size=3, console=QUIET)
+    fit(second, TensorDataset(NUMBERS), steps=5, batch_size=3, console=QUIET)
+    assert first.seen == second.seen
+
+
+def projection(**options):
+    torch.manual_seed(0)
+    width = (8, 8, 8, 8)
+    model = gencore.create_model("sngan_32_projection", channels=1, generator=width, discriminator=width, classes=3)
+    return GANTraining(model, loss="hinge", **options)
+
+
+def biggan(name="biggan_32", **options):
+    torch.manual_seed(0)
+    return GANTraining(gencore.create_model(name, channels=1, classes=3, **options), loss="hinge")
+
+
+DEEP = {"resolution": 32, "generator": (4, 4, 2, 1), "discriminator": (1, 2, 4, 4), "shared": 6, "attention": 16}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        projection,
+        lambda: biggan(width=2),
+        lambda: biggan("biggan_128", width=8, chunk=5, **DEEP),
+        lambda: biggan("biggan_deep_128", width=8, latent=5, **DEEP),
+    ],
+    ids=["sngan", "biggan_32", "biggan", "biggan_deep"],
+)
+def test_class_conditional_models_train(make):
+    training = make()
+    before = {name: p.clone() for name, p in training.model.named_parameters()}
+    fit(training, (images(), torch.arange(64) % 3), steps=4, batch_size=12, console=QUIET)
+    assert training.num_classes == 3
+    for name, parameter in training.model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+    y = torch.tensor([0, 1])
+    assert training.sample(training.model.sample_latent(2), y).shape == (2, 1, 32, 32)
+
+
+def test_classes_are_learned():
+    """Class 0 is black and class 1 white: what is drawn of a class comes to look like it."""
+    x = torch.cat([torch.full((32, 1, 32, 32), -0.9), torch.full((32, 1, 32, 32), 0.9)])
+    torch.manual_seed(0)
+    width = (16, 16, 16, 16)
+    model = gencore.create_model("sngan_32_projection", channels=1, generator=width, discriminator=width, classes=2)
+    training = GANTraining(model, loss="hinge", betas=(0.0, 0.9), learning_rate=1e-3, ema=0.9)
+    fit(training, (x, torch.arange(64) // 32), steps=60, batch_size=16, console=QUIET)
+    z = model.sample_latent(16, generator=torch.Generator().manual_seed(0))
+    black, white = (training.sample(z, torch.full((16,), y)).mean().item() for y in (0, 1))
+    assert white - black > 0.5
+
+
+def test_classes_that_are_missing_or_do_not_fit():
+    training, x = projection(), images()[:6]
+    for classes, error, message in (
+        (None, ValueError, r"this SNGAN is conditional on 3 classes: step needs classes \[6\], got None"),
+        (torch.tensor([0, 1, 2, 3, 0, 1]), IndexError, r"classes must be classes in 0\.\.2, got 3"),
+        (torch.tensor([0, 1, 2, 0, 1]), RuntimeError, r"classes must have shape \(6,\), got \(5,\)"),
+        (torch.zeros(6), RuntimeError, "classes must be int64 or int32, got torch.float32"),
+    ):
+        with pytest.raises(error, match=message):
+            training.step(x, classes)
+    with pytest.raises(ValueError, match=r"this DCGAN knows no classes: classes must be None, got \(6,\)"):
+        gan_training().step(x, torch.zeros(6, dtype=torch.int64))
+
+    def run(data):
+        fit(projection(), data, steps=1, batch_size=6, console=QUIET)
+
+    with pytest.raises(ValueError, match=r"conditional on 3 classes: data must be \(images, classes\)"):
+        run(x)
+    with pytest.raises(IndexError, match=r"fit: classes must be classes in 0\.\.2, got -1"):
+        run((x, torch.tensor([0, 1, 2, -1, 0, 1])))
+    with pytest.raises(ValueError, match=r"classes must be one an image, \[6\], got \(5,\)"):
+        run((x, torch.arange(5)))
+    with pytest.raises(TypeError, match=r"must be images or \(images, classes\), Tensors, got \['Tensor', 'str'\]"):
+        run([[x, "cat"]])
+    with pytest.raises(TypeError, match=r"data must be a Tensor, a tuple \(images, classes\), .*, got int"):
+        run(3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from gencore import memory
 from gencore.apps import pictures
 from gencore.apps.report import Report, Table
 from gencore.apps.step_timing import StepTiming, compare_allocators, compare_with_torch
+from gencore.apps.tools import caching
 from gencore.data import mnist5k, split
 from gencore.models import create_model
 from gencore.optional import require
@@ -59,7 +59,7 @@ def run_demo(
     report.out.mkdir(parents=True, exist_ok=True)
 
     _measure(report, console, train[:BATCH], op_table=op_table, quick=steps is not None)
-    with _caching():
+    with caching():
         console.rule(f"training on {len(train):,} handwritten digits")
         vae, vae2, gan = (
             VAETraining(create_model("vae_32")),
@@ -87,11 +87,6 @@ def run_demo(
     return path
 
 
-def _caching() -> AbstractContextManager[None]:
-    """The caching allocator for all that happens within, where it is built."""
-    return memory.caching() if memory.is_available() else nullcontext()
-
-
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -101,12 +96,12 @@ def _measure(report: Report, console: Any, batch: Tensor, *, op_table: bool, qui
         return
     if op_table:
         console.rule("ops beside PyTorch")
-        with _caching():
+        with caching():
             report.tables.append(_op_table(report, console))
     console.rule("training steps beside torch.nn")
     seconds, rounds = (0.0, 2) if quick else (3.0, 11)
     models = [("vae_32", {}), (GAN_NAME, GAN_OPTIONS)]
-    with _caching(), console.status("measuring"):
+    with caching(), console.status("measuring"):
         timings = compare_with_torch(models, batch=len(batch), seconds=seconds, rounds=rounds)
     if memory.is_available():
         with console.status("measuring"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gencore.apps import sngan_gallery, style_gallery
+from gencore.apps import biggan_gallery, restoration_gallery, sngan_gallery, style_gallery, vae_gallery
 from gencore.optional import require
 
 Painter = Callable[..., list[Path]]
@@ -16,6 +16,9 @@ GALLERIES: dict[str, Painter] = {
     "progan": style_gallery.progan,
     "stylegan2": style_gallery.stylegan2,
     "sngan": sngan_gallery.sngan,
+    "biggan": biggan_gallery.biggan,
+    "red_net": restoration_gallery.red_net,
+    "vae": vae_gallery.vae,
 }
 
 

@@ -104,6 +104,23 @@ def save_curves(panels: dict[str, Sequence[dict[str, float]]], path: Path, *, sm
     figure.savefig(path, dpi=110)
 
 
+def save_scatter(panels: dict[str, Tensor], labels: Tensor, path: Path) -> None:
+    """One panel for each set of points ``[N, 2]``, coloured by ``labels`` ``[N]``."""
+    require("matplotlib", extra="bench", purpose="drawing latent codes")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(panels), 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, points) in zip(axes, panels.items(), strict=True):
+        for label in labels.unique().tolist():
+            chosen = points[labels == label]
+            axis.scatter(chosen[:, 0], chosen[:, 1], s=6, color=f"C{label}", label=str(label))
+        axis.set(title=title)
+        axis.grid(alpha=0.3)
+    axes[-1].legend(fontsize=8, markerscale=2)
+    figure.savefig(path, dpi=110)
+
+
 def _between(start: Tensor, end: Tensor, columns: int) -> Tensor:
     weights = torch.linspace(0, 1, columns)[:, None]
     return torch.cat([torch.lerp(a, b, weights) for a, b in zip(start, end, strict=True)])
@@ -117,6 +134,7 @@ __all__ = [
     "reconstructions",
     "save_curves",
     "save_grid",
+    "save_scatter",
     "vae_samples",
     "vae_walk",
 ]

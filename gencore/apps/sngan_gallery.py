@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gencore import memory
-from gencore.apps.pictures import beside_nearest, save_curves, save_grid
+from gencore.apps.pictures import beside_nearest, save_curves
+from gencore.apps.tools import caching, grid
 from gencore.data import mnist5k
 from gencore.models import create_model
 from gencore.train import GANTraining, fit
@@ -34,12 +33,12 @@ def sngan(out: Path, *, seconds: float, steps: int | None, console: Any) -> list
         model = create_model("sngan_32", **SMALL, spectral_norm=normed)
         training = GANTraining(model, loss="hinge", betas=(0.0, 0.9), ema=0.99)
         label = f"SNGAN {name} spectral norm"
-        with _caching():
+        with caching():
             limits: dict[str, Any] = {"steps": steps or 10**9, "seconds": seconds / 2}
             fit(training, digits, batch_size=BATCH, label=label, console=console, **limits)
         samples = _samples(training, 64)
-        pictures.append(_grid(samples, out / f"sngan_{name}_spectral_norm.png"))
-        pictures.append(_grid(beside_nearest(samples[:32], digits), out / f"sngan_{name}_neighbours.png"))
+        pictures.append(grid(samples, out / f"sngan_{name}_spectral_norm.png", columns=16))
+        pictures.append(grid(beside_nearest(samples[:32], digits), out / f"sngan_{name}_neighbours.png", columns=16))
         histories[label] = training.history
     save_curves(histories, out / "sngan_losses.png")
     return [*pictures, out / "sngan_losses.png"]
@@ -47,13 +46,3 @@ def sngan(out: Path, *, seconds: float, steps: int | None, console: Any) -> list
 
 def _samples(training: GANTraining, count: int) -> Tensor:
     return training.sample(training.model.sample_latent(count, generator=torch.Generator().manual_seed(1)))
-
-
-def _grid(images: Tensor, path: Path) -> Path:
-    save_grid(images, path, columns=16)
-    return path
-
-
-def _caching() -> AbstractContextManager[None]:
-    """The caching allocator for all that happens within, where it is built."""
-    return memory.caching() if memory.is_available() else nullcontext()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gencore import memory
-from gencore.apps.pictures import beside_nearest, save_curves, save_grid
+from gencore.apps.pictures import beside_nearest, save_curves
+from gencore.apps.tools import caching, grid
 from gencore.data import orl_faces
 from gencore.models import create_model
 from gencore.models.styles import NOISE_SETTINGS, Noise, mix_styles
@@ -36,7 +35,7 @@ def progan(out: Path, *, seconds: float, steps: int | None, console: Any) -> lis
     training = ProGANTraining(create_model("progan_32", **SMALL), growth=growth, learning_rate=2e-3)
     faces, z, pictures = _faces(), _latent(training, 16), []
     deadline = time.monotonic() + seconds
-    with _caching():
+    with caching():
         for resolution in (4, 8, 16, SIZE):
             images_at_end = (growth.stable + growth.fade) * int(math.log2(resolution // 4)) + growth.stable
             last = 10**9 if resolution == SIZE else images_at_end // BATCH
@@ -49,10 +48,10 @@ def progan(out: Path, *, seconds: float, steps: int | None, console: Any) -> lis
             grown = torch.nn.functional.interpolate(training.sample(z), size=SIZE)
             real = match(faces[:400:25], reached, 1.0)
             real = torch.nn.functional.interpolate(real, size=SIZE)
-            pictures.append(_grid(torch.cat([grown, real]), out / f"progan_at_{reached}x{reached}.png", columns=16))
+            pictures.append(grid(torch.cat([grown, real]), out / f"progan_at_{reached}x{reached}.png", columns=16))
     samples = torch.nn.functional.interpolate(training.sample(_latent(training, 64, seed=2)), size=SIZE)
-    pictures.append(_grid(samples, out / "progan_samples.png", columns=16))
-    pictures.append(_grid(beside_nearest(samples[:32], faces), out / "progan_neighbours.png", columns=16))
+    pictures.append(grid(samples, out / "progan_samples.png", columns=16))
+    pictures.append(grid(beside_nearest(samples[:32], faces), out / "progan_neighbours.png", columns=16))
     pictures.append(_curves("ProGAN", training, out / "progan_losses.png"))
     return list(dict.fromkeys(pictures))
 
@@ -63,21 +62,21 @@ def stylegan2(out: Path, *, seconds: float, steps: int | None, console: Any) -> 
     model = create_model("stylegan2_32", **SMALL, style=64, mapping_layers=4)
     training = StyleGANTraining(model, gamma=0.3)
     faces = _faces()
-    with _caching():
+    with caching():
         _train(training, faces, steps or 10**9, seconds, "StyleGAN2", console)
     samples = training.sample(_latent(training, 64, seed=2), noise="const")
     generator = training.averaged.module
     return [
-        _grid(samples, out / "stylegan2_samples.png", columns=16),
-        _grid(truncations(generator, _latent(training, 16)), out / "stylegan2_truncation.png", columns=16),
-        _grid(
+        grid(samples, out / "stylegan2_samples.png", columns=16),
+        grid(truncations(generator, _latent(training, 16)), out / "stylegan2_truncation.png", columns=16),
+        grid(
             mixing_grid(generator, _latent(training, 9), _latent(training, 8, seed=3)),
             out / "stylegan2_mixing.png",
             columns=9,
         ),
-        _grid(noise_ablation(generator, _latent(training, 8)), out / "stylegan2_noise.png", columns=8),
-        _grid(noise_deviation(generator, _latent(training, 8)), out / "stylegan2_noise_stddev.png", columns=8),
-        _grid(beside_nearest(samples[:32], faces), out / "stylegan2_neighbours.png", columns=16),
+        grid(noise_ablation(generator, _latent(training, 8)), out / "stylegan2_noise.png", columns=8),
+        grid(noise_deviation(generator, _latent(training, 8)), out / "stylegan2_noise_stddev.png", columns=8),
+        grid(beside_nearest(samples[:32], faces), out / "stylegan2_neighbours.png", columns=16),
         _curves("StyleGAN2", training, out / "stylegan2_losses.png"),
     ]
 
@@ -138,17 +137,7 @@ def _faces() -> Tensor:
     return torch.cat([faces, faces.flip(3)])
 
 
-def _grid(images: Tensor, path: Path, columns: int) -> Path:
-    save_grid(images, path, columns=columns)
-    return path
-
-
 def _curves(title: str, training: Any, path: Path) -> Path:
     history = [{k: v for k, v in entry.items() if k != "resolution"} for entry in training.history]
     save_curves({title: history}, path)
     return path
-
-
-def _caching() -> AbstractContextManager[None]:
-    """The caching allocator for all that happens within, where it is built."""
-    return memory.caching() if memory.is_available() else nullcontext()

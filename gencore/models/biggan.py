@@ -168,6 +168,7 @@ class BigGAN(nn.Module):
     def __init__(self, config: BigGANConfig, layers: str | Layers = "gencore") -> None:
         super().__init__()
         self.config = config
+        self.num_classes = config.classes
         self.generator = BigGANGenerator(config, get_layers(layers))
         widths = [config.width * factor for factor in config.discriminator]
         self.discriminator = ResidualDiscriminator(

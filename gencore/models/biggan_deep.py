@@ -2,13 +2,16 @@
 
 Brock, Donahue and Simonyan, "Large Scale GAN Training for High Fidelity Natural Image Synthesis", 2019, appendix B,
 figure 16 and tables 7 to 9. Parameters, generator / discriminator: 50,244,484 / 34,590,210 (``biggan_deep_128``),
-55,736,708 / 38,247,426 (``biggan_deep_256``), 56,019,780 / 38,301,122 (``biggan_deep_512``). (The released generators
-compute 128 channels in the last layer and drop all but 3; these have the 3.)
+55,736,708 / 38,247,426 (``biggan_deep_256``), 56,019,780 / 38,301,122 (``biggan_deep_512``).
+
+The generators that were released compute 128 channels in the last layer and drop all but 3, and their norms have
+another eps: ``biggan_deep_128_released`` (50,388,609), ``..._256_released`` (55,880,833), ``..._512_released``
+(56,163,905).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +41,8 @@ class BigGANDeepConfig:
         latent: length of z, which goes whole to every norm.
         shared: length of the class embedding.
         attention: resolution of the self-attention in both networks.
+        computed: channels of the generator's last layer, of which the image is the first ones; 0: the image's alone.
+        eps: of the norms.
     """
 
     resolution: int = 128
@@ -49,6 +54,8 @@ class BigGANDeepConfig:
     latent: int = 128
     shared: int = 128
     attention: int = 64
+    computed: int = 0
+    eps: float = 1e-5
 
     def __post_init__(self) -> None:
         for name, table in (("generator", self.generator), ("discriminator", self.discriminator)):
@@ -104,9 +111,9 @@ class BigGANDeepGenerator(nn.Module):
 
     def __init__(self, config: BigGANDeepConfig, layers: Layers) -> None:
         super().__init__()
-        parts = Parts(layers, spectral_norm=True, orthogonal=True)
+        parts = Parts(layers, spectral_norm=True, orthogonal=True, eps=config.eps)
         widths, condition = [config.width * factor for factor in config.generator], config.latent + config.shared
-        self.latent = config.latent
+        self.latent, self.channels = config.latent, config.channels
         self.shared = nn.Embedding(config.classes, config.shared)
         nn.init.orthogonal_(self.shared.weight)
         self.linear = parts.linear(condition, 16 * widths[0])
@@ -123,7 +130,7 @@ class BigGANDeepGenerator(nn.Module):
             if resolution == config.attention:
                 self.attention[str(resolution)] = parts.attention(outputs)
         self.norm = parts.norm(widths[-1])
-        self.to_image = parts.conv(widths[-1], config.channels, activation="tanh")
+        self.to_image = parts.conv(widths[-1], config.computed or config.channels, activation="tanh")
         parts.batch(self)
 
     def embed(self, y: Tensor) -> Tensor:
@@ -143,7 +150,7 @@ class BigGANDeepGenerator(nn.Module):
             x = pair[1](pair[0](x, condition), condition)
             if resolution in self.attention:
                 x = self.attention[resolution](x)
-        return self.to_image(self.norm(x))
+        return self.to_image(self.norm(x))[:, : self.channels]
 
 
 class BigGANDeepDiscriminator(nn.Module):
@@ -168,14 +175,18 @@ class BigGANDeepDiscriminator(nn.Module):
         return self.head(self.stages(self.from_image(x)), y)
 
 
+_128 = BigGANDeepConfig()
+_256 = BigGANDeepConfig(resolution=256, generator=(16, 16, 8, 8, 4, 2, 1), discriminator=(1, 2, 4, 8, 8, 16, 16))
+_512 = BigGANDeepConfig(resolution=512, generator=(16, 16, 8, 8, 4, 2, 1, 1), discriminator=(1, 1, 2, 4, 8, 8, 16, 16))
+
+
 @register_model(
-    biggan_deep_128=BigGANDeepConfig(),
-    biggan_deep_256=BigGANDeepConfig(
-        resolution=256, generator=(16, 16, 8, 8, 4, 2, 1), discriminator=(1, 2, 4, 8, 8, 16, 16)
-    ),
-    biggan_deep_512=BigGANDeepConfig(
-        resolution=512, generator=(16, 16, 8, 8, 4, 2, 1, 1), discriminator=(1, 1, 2, 4, 8, 8, 16, 16)
-    ),
+    biggan_deep_128=_128,
+    biggan_deep_256=_256,
+    biggan_deep_512=_512,
+    biggan_deep_128_released=replace(_128, computed=128, eps=1e-4),
+    biggan_deep_256_released=replace(_256, computed=128, eps=1e-4),
+    biggan_deep_512_released=replace(_512, computed=128, eps=1e-4),
 )
 class BigGANDeep(nn.Module):
     """Both networks, as ``.generator`` and ``.discriminator``; called, it is the generator."""
@@ -183,6 +194,7 @@ class BigGANDeep(nn.Module):
     def __init__(self, config: BigGANDeepConfig, layers: str | Layers = "gencore") -> None:
         super().__init__()
         self.config = config
+        self.num_classes = config.classes
         self.generator = BigGANDeepGenerator(config, get_layers(layers))
         self.discriminator = BigGANDeepDiscriminator(config, get_layers(layers))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import gencore.functional as F
 from gencore.models.registry import register_model
 from gencore.models.resolutions import resolutions, sample_normal, width
-from gencore.nn import Blur, EqualizedConv2d, EqualizedLinear, MinibatchStdDev, PixelNorm
+from gencore.nn import Blur, EqualizedConv2d, FullyConnected, MinibatchStdDev, PixelNorm
 from gencore.nn.layers import Layers, get_layers
 
 # The gain of a LeakyReLU sits in the weights of these networks, and in the activation of StyleGAN2.
@@ -53,7 +53,11 @@ class ProGANConfig:
 
 
 class Growing(nn.Module):
-    """A network whose last resolution grows; that is part of its ``state_dict``."""
+    """A network whose last resolution grows; that is part of its ``state_dict``.
+
+    What decides which layers run is kept as plain values, which compiled code is specialised on; alpha comes from the
+    buffer, so that a fade-in runs in one graph.
+    """
 
     stage: Tensor
 
@@ -61,6 +65,8 @@ class Growing(nn.Module):
         super().__init__()
         self.resolutions = resolutions(top)
         self.register_buffer("stage", torch.tensor([top, 1.0], dtype=torch.float64))
+        self.resolution, self.alpha, self.fading = top, 1.0, False
+        self.register_load_state_dict_post_hook(_read_stage)
 
     def grow(self, resolution: int, alpha: float = 1.0) -> None:
         """Use the layers up to ``resolution``, those of that resolution itself with the weight ``alpha``.
@@ -76,12 +82,29 @@ class Growing(nn.Module):
             raise ValueError(f"grow: resolution must be one of {self.resolutions}, got {resolution}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"grow: alpha must be in [0, 1], got {alpha}")
-        self.stage[0], self.stage[1] = resolution, 1.0 if resolution == 4 else alpha
+        self.resolution, self.alpha = resolution, 1.0 if resolution == 4 else float(alpha)
+        self.fading = self.alpha < 1
+        self.stage[0], self.stage[1] = self.resolution, self.alpha
 
     def now(self) -> tuple[int, float]:
         """Resolution and alpha."""
-        resolution, alpha = self.stage.tolist()
-        return int(resolution), alpha
+        return self.resolution, self.alpha
+
+    def in_use(self) -> list[int]:
+        """The resolutions whose layers are in use, rising."""
+        return self.resolutions[: self.resolutions.index(self.resolution) + 1]
+
+    def fade(self, before: Tensor, after: Tensor) -> Tensor:
+        """``after`` with the weight alpha, ``before`` with the rest."""
+        return torch.lerp(before, after, self.stage[1].to(after.dtype))
+
+
+def _read_stage(network: Growing, _: object) -> None:
+    resolution, alpha = network.stage.tolist()
+    if resolution in network.resolutions:
+        network.grow(int(resolution), alpha)
+    else:  # of larger networks: whoever loads them into these hears of that, and the stage remains one of theirs
+        network.grow(*network.now())
 
 
 class FirstBlock(nn.Module):
@@ -91,7 +114,7 @@ class FirstBlock(nn.Module):
         super().__init__()
         self.channels, self.impl = config.width(4), impl
         # The gain is that of a 4x4 convolution of 1x1 "images", which this is.
-        self.linear = EqualizedLinear(config.latent, 16 * self.channels, bias=False, weight_gain=2**0.5 / 4, impl=impl)
+        self.linear = FullyConnected(config.latent, 16 * self.channels, bias=False, weight_gain=2**0.5 / 4, impl=impl)
         self.bias = nn.Parameter(torch.zeros(self.channels))
         self.conv = EqualizedConv2d(self.channels, self.channels, 3, activation="lrelu", **HE, impl=impl)
         self.norm = PixelNorm(impl=impl)
@@ -129,13 +152,12 @@ class Generator(Growing):
             self.to_rgb[str(r)] = EqualizedConv2d(config.width(r), config.channels, 1, impl=impl)
 
     def forward(self, z: Tensor) -> Tensor:
-        resolution, alpha = self.now()
         x = before = z
-        for r in self.resolutions[: self.resolutions.index(resolution) + 1]:
+        for r in self.in_use():
             before, x = x, self.blocks[str(r)](x)
-        image = self.to_rgb[str(resolution)](x)
-        if alpha < 1:
-            image = torch.lerp(double(self.to_rgb[str(resolution // 2)](before)), image, alpha)
+        image = self.to_rgb[str(self.resolution)](x)
+        if self.fading:
+            image = self.fade(double(self.to_rgb[str(self.resolution // 2)](before)), image)
         return image
 
 
@@ -165,8 +187,8 @@ class LastBlock(nn.Module):
         super().__init__()
         self.compare = MinibatchStdDev(group_size, impl=impl)
         self.conv = EqualizedConv2d(channels + 1, channels, 3, activation="lrelu", **HE, impl=impl)
-        self.linear = EqualizedLinear(16 * channels, channels, activation="lrelu", **HE, impl=impl)
-        self.to_logit = EqualizedLinear(channels, 1, impl=impl)
+        self.linear = FullyConnected(16 * channels, channels, activation="lrelu", **HE, impl=impl)
+        self.to_logit = FullyConnected(channels, 1, impl=impl)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(self.compare(x))
@@ -189,17 +211,17 @@ class Discriminator(Growing):
         self.blocks["4"] = LastBlock(config.width(4), 4, impl)
 
     def forward(self, images: Tensor) -> Tensor:
-        resolution, alpha = self.now()
+        resolution = self.resolution
         if images.dim() != 4 or images.shape[2:] != (resolution, resolution):
             raise RuntimeError(
                 f"Discriminator: images must be [N, C, {resolution}, {resolution}] at this stage of growth, got "
                 f"{tuple(images.shape)}"
             )
         x = self.from_rgb[str(resolution)](images)
-        for r in reversed(self.resolutions[: self.resolutions.index(resolution) + 1]):
+        for r in reversed(self.in_use()):
             x = self.blocks[str(r)](x)
-            if r == resolution and alpha < 1:
-                x = torch.lerp(self.from_rgb[str(r // 2)](halve(images)), x, alpha)
+            if r == resolution and self.fading:
+                x = self.fade(self.from_rgb[str(r // 2)](halve(images)), x)
         return x
 
 

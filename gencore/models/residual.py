@@ -29,11 +29,13 @@ class Parts:
         layers: gencore's or PyTorch's.
         spectral_norm: divide every weight by its largest singular value.
         orthogonal: orthogonal weights (BigGAN) instead of Xavier's uniform ones (SNGAN); biases are 0 in both.
+        eps: of the norms.
     """
 
     layers: Layers
     spectral_norm: bool
     orthogonal: bool
+    eps: float = 1e-5
 
     def conv(self, inputs: int, outputs: int, kernel_size: int = 3, *, gain: float = 2**0.5, **options: Any) -> Any:
         """A convolution that keeps the size. ``gain``: of Xavier's initialisation."""
@@ -58,13 +60,13 @@ class Parts:
             gain, bias = nn.Embedding(classes, channels), nn.Embedding(classes, channels)
             nn.init.ones_(gain.weight)
             nn.init.zeros_(bias.weight)
-            return ConditionalBatchNorm2d(channels, gain, bias, activation="relu", impl=self.layers.impl)
+            return ConditionalBatchNorm2d(channels, gain, bias, eps=self.eps, activation="relu", impl=self.layers.impl)
         if condition:
             gain, bias = (self.linear(condition, channels, bias=False) for _ in range(2))
             return ConditionalBatchNorm2d(
-                channels, gain, bias, gain_offset=1.0, activation="relu", impl=self.layers.impl
+                channels, gain, bias, gain_offset=1.0, eps=self.eps, activation="relu", impl=self.layers.impl
             )
-        return self.layers.BatchNorm2d(channels, activation="relu")
+        return self.layers.BatchNorm2d(channels, eps=self.eps, activation="relu")
 
     def finish(self, layer: Any, gain: float) -> Any:
         """Initialise the layer, then let spectral norm look for the singular vectors."""

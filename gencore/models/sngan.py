@@ -125,6 +125,7 @@ class SNGAN(nn.Module):
     def __init__(self, config: SNGANConfig, layers: str | Layers = "gencore") -> None:
         super().__init__()
         self.config = config
+        self.num_classes = config.classes
         self.generator = SNGANGenerator(config, get_layers(layers))
         self.discriminator = ResidualDiscriminator(
             Parts(get_layers(layers), config.spectral_norm, orthogonal=False),

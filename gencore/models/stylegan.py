@@ -17,7 +17,7 @@ from gencore.models.progan import HE, Discriminator, Growing, ProGANConfig, doub
 from gencore.models.registry import register_model
 from gencore.models.resolutions import sample_normal
 from gencore.models.styles import MappingNetwork, Noise, StyleGenerator, check_styles
-from gencore.nn import Blur, EqualizedConv2d, EqualizedLinear, NoiseInjection
+from gencore.nn import Blur, EqualizedConv2d, FullyConnected, NoiseInjection
 from gencore.nn.layers import Layers, get_layers
 
 
@@ -50,7 +50,7 @@ class Stylize(nn.Module):
         self.noise = NoiseInjection(channels)
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.affine = EqualizedLinear(config.style, 2 * channels, impl=impl)
+        self.affine = FullyConnected(config.style, 2 * channels, impl=impl)
         self.impl = impl
 
     def forward(self, x: Tensor, w: Tensor, noise: Noise) -> Tensor:
@@ -98,13 +98,12 @@ class Synthesis(Growing):
     def forward(self, styles: Tensor, noise: Noise | str = "random") -> Tensor:
         check_styles(styles, 2 * len(self.resolutions))
         noise = Noise.of(noise)
-        resolution, alpha = self.now()
         x = before = None
-        for i, r in enumerate(self.resolutions[: self.resolutions.index(resolution) + 1]):
+        for i, r in enumerate(self.in_use()):
             before, x = x, self.blocks[str(r)](x, styles[:, 2 * i : 2 * i + 2], noise)
-        image = self.to_rgb[str(resolution)](x)
-        if alpha < 1:
-            image = torch.lerp(double(self.to_rgb[str(resolution // 2)](before)), image, alpha)
+        image = self.to_rgb[str(self.resolution)](x)
+        if self.fading:
+            image = self.fade(double(self.to_rgb[str(self.resolution // 2)](before)), image)
         return image
 
 

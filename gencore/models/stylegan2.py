@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gencore.models.registry import register_model
 from gencore.models.resolutions import resolutions, sample_normal, width
 from gencore.models.styles import MappingNetwork, Noise, StyleGenerator, check_styles
-from gencore.nn import EqualizedConv2d, EqualizedLinear, MinibatchStdDev, ModulatedConv2d, Upsample2d
+from gencore.nn import EqualizedConv2d, FullyConnected, MinibatchStdDev, ModulatedConv2d, Upsample2d
 from gencore.nn.layers import Layers, get_layers
 
 
@@ -147,8 +147,8 @@ class Discriminator(nn.Module):
         )
         self.compare = MinibatchStdDev(4, impl=impl)  # [N, C, 4, 4] -> [N, C + 1, 4, 4]
         self.conv = EqualizedConv2d(last + 1, last, 3, activation="lrelu", **options)
-        self.linear = EqualizedLinear(last * 16, last, activation="lrelu", impl=impl)
-        self.to_logit = EqualizedLinear(last, 1, impl=impl)
+        self.linear = FullyConnected(last * 16, last, activation="lrelu", impl=impl)
+        self.to_logit = FullyConnected(last, 1, impl=impl)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[2:] != (self.resolution, self.resolution):

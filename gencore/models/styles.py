@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import gencore.functional as F
 from gencore.models.resolutions import resolutions
-from gencore.nn import EqualizedLinear
+from gencore.nn import FullyConnected
 
 # Section 3.1 and figure 5: which resolutions' styles to copy for a pose, for a face, for colours.
 STYLE_GROUPS = {"coarse": (4, 8), "middle": (16, 32), "fine": (64, 1024)}
@@ -35,7 +35,7 @@ class MappingNetwork(nn.Module):
         super().__init__()
         self.count = layers
         self.layers = nn.ModuleList(
-            EqualizedLinear(style if i else latent, style, activation="lrelu", lr_multiplier=0.01, impl=impl, **linear)
+            FullyConnected(style if i else latent, style, activation="lrelu", lr_multiplier=0.01, impl=impl, **linear)
             for i in range(depth)
         )
         self.impl = impl

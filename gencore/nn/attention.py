@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional
@@ -118,11 +119,40 @@ class SelfAttention2d(nn.Module):
         """
         self._load(state_dict, prefix, _HUGGING_FACE)
 
+    def to_biggan(self, prefix: str = "") -> dict[str, Tensor]:
+        """What :meth:`load_biggan` reads, with u one step of the power method further; ``sv0`` is 1."""
+
+        def normalised(weight: Tensor, u: Tensor, v: Tensor) -> dict[str, Tensor]:
+            return {"weight": weight, "u0": u[None], "sv0": weight.new_ones(1)}
+
+        return self._save(prefix, _BIGGAN, normalised) | {f"{prefix}gamma": self.gamma.detach().clone()}
+
+    def to_huggingface(self, prefix: str = "") -> dict[str, Tensor]:
+        """What :meth:`load_huggingface` reads."""
+
+        def normalised(weight: Tensor, u: Tensor, v: Tensor) -> dict[str, Tensor]:
+            return {"weight_orig": weight, "weight_u": u, "weight_v": v}
+
+        return self._save(prefix, _HUGGING_FACE, normalised) | {f"{prefix}gamma": self.gamma.detach().clone()[None]}
+
     def _load(self, state_dict: Mapping[str, Tensor], prefix: str, names: tuple[str, str, str, str]) -> None:
         for layer, name in zip((self.query, self.key, self.value, self.out), names, strict=True):
             load_spectral_norm(layer, state_dict, f"{prefix}{name}.")
         with torch.no_grad():
             self.gamma.copy_(state_dict[f"{prefix}gamma"].reshape(()))
+
+    def _save(
+        self, prefix: str, names: tuple[str, str, str, str], normalised: Callable[..., dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for layer, name in zip((self.query, self.key, self.value, self.out), names, strict=True):
+            known: Any = getattr(layer, "parametrizations", None)
+            if known is None:
+                tensors = {"weight": layer.weight}
+            else:
+                tensors = normalised(known.weight.original, known.weight[0]._u, known.weight[0]._v)
+            state |= {f"{prefix}{name}.{key}": tensor.detach().clone() for key, tensor in tensors.items()}
+        return state
 
     def extra_repr(self) -> str:
         return f"{self.channels}, pool={self.pool}"

@@ -19,8 +19,8 @@ from gencore.ops.bias_act import ACTIVATIONS
 Taps = Sequence[float] | Sequence[Sequence[float]] | Tensor | None
 
 
-class EqualizedLinear(nn.Module):
-    """``bias_act(x (weight he)^T + bias)``, the fully connected layer of a mapping network.
+class FullyConnected(nn.Module):
+    """``bias_act(x (weight he)^T + bias)``: a linear layer with an equalised learning rate.
 
     Args:
         in_features, out_features, bias: as in ``torch.nn.Linear``.
@@ -177,7 +177,7 @@ class ModulatedConv2d(nn.Module):
         to: dict[str, Any] = {"device": device, "dtype": dtype}
         self.activation, self.act_gain, self.clamp, self.impl = activation, act_gain, clamp, impl
         self.demodulate, self.up, self.padding = demodulate, up, kernel_size // 2
-        self.affine = EqualizedLinear(style_dim, in_channels, bias_init=1.0, impl=impl, **to)
+        self.affine = FullyConnected(style_dim, in_channels, bias_init=1.0, impl=impl, **to)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size, **to))
         self.bias = nn.Parameter(torch.zeros(out_channels, **to))
         self.weight_scale = 1.0 if demodulate else 1.0 / (in_channels * kernel_size**2) ** 0.5

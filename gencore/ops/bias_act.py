@@ -11,8 +11,8 @@ from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._activation import EPILOGUE_ACTIVATIONS
 from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
+from gencore.ops._layout import is_channels_last
 from gencore.ops._library import define, differentiate
-from gencore.ops.conv_core import is_channels_last
 
 
 class Activation(NamedTuple):

@@ -11,8 +11,9 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._autocast import autocast
+from gencore.ops._layout import is_channels_last
 from gencore.ops.conv_checks import Size, check_epilogue, expand, find_sizes, find_transposed_sizes
-from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING, is_channels_last
+from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
 from gencore.reference.activation import activate
 
 

@@ -27,16 +27,12 @@ from torch import Tensor
 
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._checks import compute_dtype
+from gencore.ops._layout import is_channels_last, workable
 from gencore.ops._library import define
 from gencore.reference.conv import scale_weight, split_channels
 
 FUSED_IN_TRAINING = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
 """Activations whose derivative follows from their result, so that nothing more than the result is stored."""
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of ``x`` [N, C, ...] run fastest; False where contiguous fits as well."""
-    return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
 def output_channels(weight: Tensor, groups: int, transposed: bool) -> int:
@@ -47,11 +43,6 @@ def output_channels(weight: Tensor, groups: int, transposed: bool) -> int:
 def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
     """As in PyTorch: a network becomes channels_last with its weights, by ``model.to(memory_format=...)``."""
     return is_channels_last(x) or is_channels_last(weight)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """``x`` itself if contiguous or channels_last, else a contiguous copy."""
-    return x if is_channels_last(x) else x.contiguous()
 
 
 def _empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
@@ -136,7 +127,7 @@ def convolution_cpu(
         scale = scale.to(compute).expand(channels if scale.dim() < 2 else scale.shape).contiguous()
     with _Packed(weight, groups, not transposed) as packed:
         torch.ops.gencore_c.conv_forward(
-            _dense(x),
+            workable(x),
             packed,
             scale,
             None if bias is None else bias.to(compute).contiguous(),
@@ -172,7 +163,7 @@ def _weight_gradient_cpu(
     if dense.numel() == 0 or gathered.numel() == 0:
         return result.zero_()
     torch.ops.gencore_c.conv_weight_gradient(
-        _dense(dense), _dense(gathered), groups, kernel, stride, padding, dilation, result
+        workable(dense), workable(gathered), groups, kernel, stride, padding, dilation, result
     )
     return result
 

@@ -16,6 +16,7 @@ from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._activation import ACTIVATIONS
 from gencore.ops._checks import check_device, check_shape, check_tensor, compute_dtype
+from gencore.ops._layout import is_channels_last, workable
 from gencore.ops._library import define, differentiate
 
 
@@ -119,15 +120,6 @@ def _to(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 # --- implementations -------------------------------------------------------------------------------------------------
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the memory of ``[N, C, ...]`` runs over the channels first, densely."""
-    return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-
-
-def _workable(x: Tensor) -> Tensor:
-    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
-
-
 def _laid_out(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     """``tensor`` with the strides of ``like``, a copy only where they differ."""
     if tensor is None or tensor.stride() == like.stride():
@@ -154,7 +146,7 @@ def _forward_kernel(call: Any) -> Any:
         activation: str,
         negative_slope: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dense = _workable(x)
+        dense = workable(x)
         y = torch.empty_like(dense)
         batch_mean = x.new_zeros(_statistics_shape(x, mean, instance), dtype=compute_dtype(x.dtype))
         batch_var = torch.zeros_like(batch_mean)
@@ -195,7 +187,7 @@ def _backward_kernel(call: Any) -> Any:
         activation: str,
         negative_slope: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dense = _workable(x)
+        dense = workable(x)
         grad_x = torch.empty_like(dense)
         wants_residual = residual is not None and activation != "identity"
         grad_residual = torch.empty_like(dense) if wants_residual else None

@@ -11,8 +11,9 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import OPS, Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating, compute_dtype
+from gencore.ops._layout import is_channels_last, workable
 from gencore.ops._library import define
-from gencore.ops.conv_core import _dense, _empty, is_channels_last
+from gencore.ops.conv_core import _empty
 from gencore.reference.upfirdn2d import filter_size
 
 Pair = int | Sequence[int]
@@ -244,7 +245,7 @@ def _kernel(call: Any) -> Any:
         gain: float,
         *epilogue: Any,
     ) -> Tensor:
-        dense = _dense(x)
+        dense = workable(x)
         channels_last = is_channels_last(dense)
         size = output_size("upfirdn2d", x, f, up, down, padding)
         y = _empty((*x.shape[:2], *size), x, channels_last)

@@ -11,24 +11,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-from gencore.models import ProGAN, StyleGAN, StyleGAN2
-from gencore.pretrained import names
+import gencore.functional as F
+from gencore.models import BigGAN, BigGANDeep, ProGAN, StyleGAN, StyleGAN2
+from gencore.pretrained import biggan_names, names
 from gencore.pretrained.names import Constant, Entry, Names
 from gencore.pretrained.safe_pickle import PickledModule, RefusedPickle, read_pickle
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one project lays a file out: which key holds which network, and what the weights are called there."""
+    """How one project lays a file out: which key holds which network, and what the weights are called there.
+
+    With an ``extension``, each network is a file of its own, named after the key. A key may be empty: there is no such
+    network.
+    """
 
     generator: str
     average: str
     discriminator: str
     generator_names: Callable[[Any], Names]
     discriminator_names: Callable[[Any], Names]
+    extension: str = ""
 
 
+Model = BigGAN | BigGANDeep | ProGAN | StyleGAN | StyleGAN2
 _GENFORCE = ("generator", "generator_smooth", "discriminator")
 
 FORMATS: dict[tuple[type[nn.Module], str], Format] = {
@@ -40,11 +48,20 @@ FORMATS: dict[tuple[type[nn.Module], str], Format] = {
         *_GENFORCE, names.genforce_stylegan_generator, names.genforce_stylegan_discriminator
     ),
     (ProGAN, "genforce"): Format(*_GENFORCE, names.genforce_progan_generator, names.genforce_progan_discriminator),
+    (BigGAN, "biggan-pytorch"): Format(
+        "G", "G_ema", "D", biggan_names.biggan_generator, biggan_names.biggan_discriminator, ".pth"
+    ),
+    (BigGANDeep, "biggan-pytorch"): Format(
+        "G", "G_ema", "D", biggan_names.biggan_deep_generator, biggan_names.biggan_deep_discriminator, ".pth"
+    ),
+    (BigGANDeep, "huggingface"): Format(
+        "pytorch_model", "pytorch_model", "", biggan_names.huggingface_generator, biggan_names.no_discriminator, ".bin"
+    ),
 }
 
 
 def load_pretrained(
-    model: ProGAN | StyleGAN | StyleGAN2, source: str | Path | Mapping[str, Any], *, format: str, average: bool = True
+    model: Model, source: str | Path | Mapping[str, Any], *, format: str, average: bool = True
 ) -> list[str]:
     """Load weights that another project trained. Nothing that a file contains is ever executed.
 
@@ -53,8 +70,10 @@ def load_pretrained(
             either.
         source: a file, or what is in one: networks' ``state_dict`` s under the project's keys. A ``.pkl`` (of
             stylegan2-ada-pytorch or stylegan3) goes through :func:`read_pickle`; anything else is what ``torch.save``
-            wrote.
-        format: ``"stylegan2-ada"`` or ``"rosinality"`` for a StyleGAN2, ``"genforce"`` for a StyleGAN or a ProGAN.
+            wrote. For ``"biggan-pytorch"``, a folder with ``G_ema.pth``, ``G.pth`` or ``D.pth``, for
+            ``"huggingface"`` one with ``pytorch_model.bin``; or one such file.
+        format: ``"stylegan2-ada"`` or ``"rosinality"`` for a StyleGAN2, ``"genforce"`` for a StyleGAN or a ProGAN,
+            ``"biggan-pytorch"`` for a BigGAN or a BigGAN-deep, ``"huggingface"`` for a released BigGAN-deep.
         average: the running average of the generator, where the file has it, rather than its last weights.
 
     Returns:
@@ -67,10 +86,13 @@ def load_pretrained(
         RuntimeError: the file has neither network, or keys are missing, left over, or of another shape; all are listed.
     """
     layout = _layout(model, format)
-    content = source if isinstance(source, Mapping) else _read(Path(source))
+    content = source if isinstance(source, Mapping) else _read(Path(source), layout)
+    if layout.extension and content and all(isinstance(value, Tensor) for value in content.values()):
+        content = {_which(content, layout, model.config): content}
     found: dict[str, dict[str, Tensor]] = {}
     problems: list[str] = []
-    keys = [layout.average, layout.generator] if average else [layout.generator, layout.average]
+    keys = list(dict.fromkeys([layout.average, layout.generator]))
+    keys = keys if average else keys[::-1]
     for part, choices, table in (
         ("generator", keys, layout.generator_names(model.config)),
         ("discriminator", [layout.discriminator], layout.discriminator_names(model.config)),
@@ -84,7 +106,7 @@ def load_pretrained(
             found[part]["mapping.w_avg"] = content["latent_avg"].reshape(-1)
     if not found:
         raise RuntimeError(
-            f"load_pretrained: the file has none of {', '.join([*keys, layout.discriminator])}; it has "
+            f"load_pretrained: the file has none of {', '.join(filter(None, [*keys, layout.discriminator]))}; it has "
             f"{', '.join(map(str, content))}"
         )
     if problems:
@@ -95,17 +117,18 @@ def load_pretrained(
     for part, state in found.items():
         network = getattr(model, part)
         network.load_state_dict({**network.state_dict(), **state})
+        if format == "biggan-pytorch":
+            _iterate(network)
     if "generator" in found and format == "rosinality" and "latent_avg" not in content:
         _estimate_average(model)
     return list(found)
 
 
-def save_pretrained(
-    model: ProGAN | StyleGAN | StyleGAN2, path: str | Path, *, format: str, average: nn.Module | None = None
-) -> None:
+def save_pretrained(model: Model, path: str | Path, *, format: str, average: nn.Module | None = None) -> None:
     """Write a model's weights as the other project would: ``state_dict`` s under its keys, with its names and shapes.
 
     Args:
+        path: of the file; for ``"biggan-pytorch"`` and ``"huggingface"``, of the folder for the files.
         format: as in :func:`load_pretrained`. For ``"stylegan2-ada"`` these are plain ``state_dict`` s too, for its
             networks' ``load_state_dict``: its pickles would hold its source code.
         average: the averaged generator; the generator itself if None.
@@ -121,6 +144,8 @@ def save_pretrained(
         (layout.average, average, layout.generator_names),
         (layout.discriminator, model.discriminator, layout.discriminator_names),
     ):
+        if not key:
+            continue
         ours = network.state_dict()
         content[key] = {
             n.theirs: n.make() if isinstance(n, Constant) else n.write(ours[n.ours]).detach().cpu().clone()
@@ -128,7 +153,12 @@ def save_pretrained(
         }
     if format == "rosinality":
         content["latent_avg"] = average.state_dict()["mapping.w_avg"].cpu().clone()
-    torch.save(content, path)
+    if not layout.extension:
+        torch.save(content, path)
+        return
+    Path(path).mkdir(parents=True, exist_ok=True)
+    for key, state in content.items():
+        torch.save(state, Path(path) / f"{key}{layout.extension}")
 
 
 def _layout(model: nn.Module, format: str) -> Format:
@@ -141,7 +171,11 @@ def _layout(model: nn.Module, format: str) -> Format:
     )
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, layout: Format) -> Mapping[str, Any]:
+    if layout.extension and path.is_dir():
+        keys = layout.generator, layout.average, layout.discriminator
+        files = {key: path / f"{key}{layout.extension}" for key in keys}
+        return {key: _load(file) for key, file in files.items() if file.exists()}
     content = read_pickle(path) if path.suffix == ".pkl" else _load(path)
     if not isinstance(content, Mapping):
         raise RefusedPickle(f"{path} holds a {type(content).__name__}, wanted a dictionary of networks")
@@ -150,6 +184,12 @@ def _read(path: Path) -> Mapping[str, Any]:
         for key, value in content.items()
         if value is not None
     }
+
+
+def _which(state: Mapping[str, Any], layout: Format, config: Any) -> str:
+    """The key of the network whose names are most of those in a file that holds one network."""
+    tables = {layout.generator: layout.generator_names, layout.discriminator: layout.discriminator_names}
+    return max(tables, key=lambda key: len({entry.theirs for entry in tables[key](config)} & state.keys()))
 
 
 def _load(path: Path) -> Any:
@@ -179,7 +219,7 @@ def _translate(
     if not isinstance(theirs, Mapping):
         problems.append(f"{where}: wanted a state_dict, got a {type(theirs).__name__}")
         return {}
-    theirs = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in theirs.items()}
+    theirs = {_plain(name): value for name, value in theirs.items() if not name.endswith(".accumulation_counter")}
     strange = [name for name, value in theirs.items() if not isinstance(value, Tensor)]
     if strange:
         problems += [f"{where}: {name} must be a Tensor, got a {type(theirs[name]).__name__}" for name in strange]
@@ -200,10 +240,24 @@ def _translate(
     return result
 
 
+def _plain(name: str) -> str:
+    """Without what wrappers put in front, and what BigGAN-PyTorch's norm over several devices puts in between."""
+    return name.removeprefix("module.").removeprefix("_orig_mod.").replace(".bn.stored_", ".stored_")
+
+
 @torch.no_grad()
-def _estimate_average(model: ProGAN | StyleGAN | StyleGAN2) -> None:
+def _iterate(network: nn.Module) -> None:
+    """The step of the power method, from the one vector in a file, by which BigGAN-PyTorch finds sigma."""
+    layers: list[Any] = [m for m in network.modules() if isinstance(m, ParametrizationList) and hasattr(m[0], "_u")]
+    for layer in layers:
+        norm = layer[0]
+        F.spectral_norm(layer.original, norm._u, norm._v, dim=norm.dim, eps=norm.eps, v_first=True)
+
+
+@torch.no_grad()
+def _estimate_average(model: Model) -> None:
     """The mean style of 4,096 z, where a file does not say it."""
-    assert not isinstance(model, ProGAN)
+    assert isinstance(model, StyleGAN2)
     weight = model.generator.mapping.w_avg
     z = torch.randn(4096, model.config.latent, generator=torch.Generator().manual_seed(0)).to(weight)
     training = model.generator.mapping.training

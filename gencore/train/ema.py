@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import gencore.functional as F
+from gencore.models.progan import Growing
 
 
 class WeightAverage(AveragedModel):
@@ -28,10 +31,8 @@ class WeightAverage(AveragedModel):
         super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def update_parameters(self, model: nn.Module) -> None:
-        layers = _normalised(self.module)
-        before = [(u.clone(), v.clone()) for _, u, v, _, _ in layers]
-        super().update_parameters(model)
-        _iterate(layers, before)
+        with _singular_vectors_follow(self.module):
+            super().update_parameters(model)
 
 
 class EMA:
@@ -39,8 +40,8 @@ class EMA:
 
     After a batch of n images the average moves by ``average <- model + beta (average - model)``, with
     ``beta = 0.5 ** (n / half-life)``. Early on the half-life is ``ramp_up`` times the images seen so far, lest the
-    random weights of the start stay in the average. Buffers are copied; singular vectors of spectral norm follow the
-    averaged weights, as in :class:`WeightAverage`.
+    random weights of the start stay in the average. Buffers are copied, and growing networks grow; singular vectors of
+    spectral norm follow the averaged weights, as in :class:`WeightAverage`.
 
     Args:
         model: its weights at this moment are the average's first value.
@@ -68,28 +69,25 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, *, batch: int, seen: int) -> None:
         """Take in the weights of ``model`` after a step on ``batch`` images, ``seen`` images in all."""
-        averages: list[torch.Tensor] = list(self.module.parameters())
-        weights: list[torch.Tensor] = list(model.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - self.beta(batch, seen))
-        layers = _normalised(self.module)
-        before = [(u.clone(), v.clone()) for _, u, v, _, _ in layers]
-        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            average.copy_(buffer)
-        _iterate(layers, before)
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(model.parameters())
+        with _singular_vectors_follow(self.module):
+            torch._foreach_lerp_(averages, weights, 1 - self.beta(batch, seen))
+            for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+                average.copy_(buffer)
+        for own, network in zip(self.module.modules(), model.modules(), strict=True):
+            if isinstance(own, Growing) and isinstance(network, Growing):
+                own.grow(*network.now())
 
 
-# Weight, u, v, dimension of the outputs and eps of a layer with spectral norm, gencore's or PyTorch's.
-_Layer = tuple[Tensor, Tensor, Tensor, int, float]
-
-
-def _normalised(network: nn.Module) -> list[_Layer]:
-    lists: list[Any] = [m for m in network.modules() if isinstance(m, ParametrizationList) and hasattr(m[0], "_u")]
-    return [(m.original, m[0]._u, m[0]._v, m[0].dim, m[0].eps) for m in lists]
-
-
-@torch.no_grad()
-def _iterate(layers: list[_Layer], before: list[tuple[Tensor, Tensor]]) -> None:
-    """One step of the power method for the weights that are there now, from the vectors of ``before``."""
-    for (weight, u, v, dim, eps), (old_u, old_v) in zip(layers, before, strict=True):
-        u.copy_(old_u), v.copy_(old_v)
-        F.spectral_norm(weight, u, v, dim=dim, eps=eps, v_first=False)
+@contextmanager
+def _singular_vectors_follow(average: nn.Module) -> Iterator[None]:
+    """While an average takes weights and buffers in: its own u and v go on by one step of the power method."""
+    lists: list[Any] = [m for m in average.modules() if isinstance(m, ParametrizationList) and hasattr(m[0], "_u")]
+    before = [(layer[0]._u.clone(), layer[0]._v.clone()) for layer in lists]
+    yield
+    with torch.no_grad():
+        for layer, (u, v) in zip(lists, before, strict=True):
+            norm = layer[0]  # gencore's or PyTorch's
+            norm._u.copy_(u), norm._v.copy_(v)
+            F.spectral_norm(layer.original, norm._u, norm._v, dim=norm.dim, eps=norm.eps, v_first=False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gencore.losses import gan_loss, orthogonal_penalty
+from gencore.ops._checks import check_classes, check_shape
 from gencore.train.ema import WeightAverage
 
 
@@ -16,12 +17,14 @@ class GANTraining:
 
     Args:
         model: a GAN such as :class:`~gencore.models.DCGAN` or :class:`~gencore.models.BigGAN`: ``generator``,
-            ``discriminator``, ``sample_latent`` and, where it knows classes, ``sample_classes``. Trained in place.
+            ``discriminator``, ``sample_latent`` and, where it knows classes, ``num_classes`` and ``sample_classes``.
+            Trained in place.
         loss: a key of :data:`gencore.losses.GAN_LOSSES`.
         learning_rate: of both networks (the paper's 2e-4).
         learning_rate_d: of the discriminator, where it differs (SAGAN: 1e-4 and 4e-4).
         betas: Adam's (DCGAN: 0.5 and 0.999; SNGAN and SAGAN: 0 and 0.9).
         generator_every: the generator takes a step once in so many (SNGAN: 5), the discriminator in each.
+        accuracy_limit: the discriminator takes no step where its accuracy on the batch before was higher (3D-GAN: 0.8).
         orthogonal: weight of the generator's :func:`~gencore.losses.orthogonal_penalty` (BigGAN: 1e-4).
         ema: decay of the :class:`~gencore.train.ema.WeightAverage` of the generator that samples are drawn from.
         seed: of the noise.
@@ -36,6 +39,7 @@ class GANTraining:
         learning_rate_d: float | None = None,
         betas: tuple[float, float] = (0.5, 0.999),
         generator_every: int = 1,
+        accuracy_limit: float = 1.0,
         orthogonal: float = 0.0,
         ema: float = 0.999,
         seed: int = 0,
@@ -43,7 +47,9 @@ class GANTraining:
         if generator_every < 1:
             raise ValueError(f"GANTraining: generator_every must be at least 1, got {generator_every}")
         self.model = model
+        self.num_classes: int = getattr(model, "num_classes", 0)
         self.generator_every, self.orthogonal = generator_every, orthogonal
+        self.accuracy_limit = accuracy_limit
         self.loss = gan_loss(loss)
         betas = float(betas[0]), float(betas[1])  # Adam takes no whole numbers
         self.optimizer_g = torch.optim.Adam(model.generator.parameters(), lr=learning_rate, betas=betas)
@@ -52,7 +58,7 @@ class GANTraining:
         self.averaged = WeightAverage(model.generator, ema)
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         self.history: list[dict[str, float]] = []
-        self._steps, self._loss_g = 0, 0.0
+        self._steps, self._loss_g, self._accuracy = 0, 0.0, 0.0
 
     def step(self, images: Tensor, classes: Tensor | None = None) -> dict[str, float]:
         """One update of both networks on ``images`` ``[N, C, H, W]`` in [-1, 1], of these ``classes`` ``[N]``.
@@ -61,7 +67,13 @@ class GANTraining:
             Both losses (the generator's of its latest step), the discriminator's accuracy on this batch before the
             update, and the standard deviation over the batch of the generated pixels (near 0: the generator has
             collapsed).
+
+        Raises:
+            ValueError: if a class-conditional model is given no classes, or any other model some.
+            RuntimeError: if classes are not ``[N]``, or no integers.
+            IndexError: if a class is out of range.
         """
+        self._check(images, classes)
         self.model.train()
         discriminator = self.model.discriminator
         self._steps += 1
@@ -78,19 +90,36 @@ class GANTraining:
         real_logits = discriminator(images, *real_classes)
         fake_logits = discriminator(fake.detach(), *fake_classes)
         loss_d = self.loss.discriminator(real_logits, fake_logits)
-        self.optimizer_d.zero_grad(set_to_none=True)
-        loss_d.backward()
-        self.optimizer_d.step()
+        if self._accuracy <= self.accuracy_limit:
+            self.optimizer_d.zero_grad(set_to_none=True)
+            loss_d.backward()
+            self.optimizer_d.step()
 
-        accuracy = ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2
+        self._accuracy = (((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2).item()
         if moves:
             self._loss_g = self._generator_step(fake, fake_classes)
         return {
             "loss_d": loss_d.item(),
             "loss_g": self._loss_g,
-            "accuracy_d": accuracy.item(),
+            "accuracy_d": self._accuracy,
             "diversity": fake.detach().std(0).mean().item(),
         }
+
+    def _check(self, images: Tensor, classes: Tensor | None) -> None:
+        name = type(self.model).__name__
+        if classes is None:
+            if self.num_classes:
+                raise ValueError(
+                    f"GANTraining: this {name} is conditional on {self.num_classes} classes: step needs classes "
+                    f"[{len(images)}], got None"
+                )
+            return
+        if not self.num_classes:
+            raise ValueError(
+                f"GANTraining: this {name} knows no classes: classes must be None, got {tuple(classes.shape)}"
+            )
+        check_shape("GANTraining", "classes", classes, (len(images),))
+        check_classes("GANTraining", "classes", classes, self.num_classes)
 
     def _generator_step(self, fake: Tensor, classes: tuple[Tensor, ...]) -> float:
         discriminator = self.model.discriminator
@@ -121,6 +150,7 @@ class GANTraining:
             "history": self.history,
             "steps": self._steps,
             "loss_g": self._loss_g,
+            "accuracy": self._accuracy,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -130,7 +160,7 @@ class GANTraining:
         self.optimizer_d.load_state_dict(state["optimizer_d"])
         self.generator.set_state(state["generator"])
         self.history = list(state["history"])
-        self._steps, self._loss_g = state["steps"], state["loss_g"]
+        self._steps, self._loss_g, self._accuracy = state["steps"], state["loss_g"], state["accuracy"]
 
 
 def _convolutions(network: nn.Module) -> list[Tensor]:

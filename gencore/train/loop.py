@@ -1,25 +1,35 @@
-"""The training loop: batches, a progress bar, the history of the metrics, checkpoints."""
+"""The training loop: a progress bar, the history of the metrics, checkpoints."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from gencore.ops._checks import check_classes
 from gencore.optional import require
+from gencore.train.batches import Data, batches
 from gencore.train.checkpoint import load_checkpoint, save_checkpoint
 
 
 class Training(Protocol):
-    """What :func:`fit` needs: a step, the metrics of the steps done so far, and a state that holds everything."""
+    """What :func:`fit` needs: a step, the metrics of the steps done so far, and a state that holds everything.
+
+    A training of a class-conditional model says so by ``num_classes``; its step takes images and classes.
+
+    Attributes:
+        generator: of the noise; its device is the one that batches are moved to.
+    """
 
     history: list[dict[str, float]]
+    generator: torch.Generator
 
-    def step(self, images: Tensor) -> dict[str, float]: ...
+    @property
+    def step(self) -> Callable[..., dict[str, float]]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -28,7 +38,7 @@ class Training(Protocol):
 
 def fit(
     training: Training,
-    images: Tensor,
+    data: Data,
     *,
     steps: int,
     batch_size: int = 64,
@@ -43,33 +53,37 @@ def fit(
 
     Args:
         training: a :class:`VAETraining` or :class:`GANTraining`; its ``history`` grows by one entry a step.
-        images: ``[N, C, H, W]`` in [-1, 1], at least one batch of them; each epoch is a new shuffle, and the rest that
-            does not fill a batch is left out.
+        data: images ``[N, C, H, W]`` in [-1, 1]; or a tuple of them and their classes ``[N]``, integers; or a
+            ``torch.utils.data.Dataset`` of such images or pairs: at least one batch. Each epoch is a new shuffle, and
+            the rest that does not fill a batch is left out. Or an iterable of whole batches of either, such as a
+            ``torch.utils.data.DataLoader``, which is gone through again and again. Models without classes are not
+            given any.
         steps: counted from the very first; a training that was loaded from a checkpoint goes on where it stopped, with
-            the same batches as if it had never been interrupted.
-        batch_size: images a step.
+            the same batches as if it had never been interrupted (an iterable starts afresh).
+        batch_size: images a step; an iterable has its own.
         seconds: the time limit of this call.
-        seed: of the shuffles.
+        seed: of the shuffles; an iterable has its own.
         label: shown beside the progress bar.
         console: a ``rich.console.Console`` for the progress bar; a new one if None.
         checkpoint: a file to continue from where it exists, and to write every ``every`` steps and at the end.
         every: steps between two checkpoints.
 
     Raises:
-        ValueError: if there are fewer images than one batch.
+        ValueError: if there are fewer images than one batch, an iterable has no more batches, or a class-conditional
+            model is given no classes.
+        TypeError: if the data are none of these.
+        IndexError: if a class is out of range.
         FloatingPointError: if a loss is not finite.
         gencore.optional.MissingPackage: if rich is not installed.
     """
-    if not 0 < batch_size <= len(images):
-        raise ValueError(f"fit: batch_size must be in 1..{len(images)} (the number of images), got {batch_size}")
     if checkpoint is not None and Path(checkpoint).exists():
         load_checkpoint(training, checkpoint)
     deadline = time.monotonic() + seconds
     done = len(training.history)
     with _progress(console) as progress:
         task = progress.add_task(label, total=steps, completed=done, metrics="")
-        for batch in _batches(images, batch_size, seed, start=done, stop=steps):
-            metrics = training.step(batch)
+        for images, classes in batches(data, batch_size, seed, start=done, stop=steps):
+            metrics = _step(training, images, classes)
             bad = [name for name, value in metrics.items() if value != value or abs(value) == float("inf")]
             if bad:
                 raise FloatingPointError(f"fit: {', '.join(bad)} is not finite at step {len(training.history)}")
@@ -84,16 +98,17 @@ def fit(
         save_checkpoint(training, checkpoint)
 
 
-def _batches(images: Tensor, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Tensor]:
-    """Batches number ``start`` to ``stop - 1``; which images are in a batch depends on nothing but its number."""
-    per_epoch = len(images) // batch_size
-    order, epoch = torch.empty(0), -1
-    for number in range(start, stop):
-        if number // per_epoch != epoch:
-            epoch = number // per_epoch
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        first = number % per_epoch * batch_size
-        yield images[order[first : first + batch_size].to(images.device)]
+def _step(training: Training, images: Tensor, classes: Tensor | None) -> dict[str, float]:
+    device, num_classes = training.generator.device, getattr(training, "num_classes", 0)
+    if not num_classes:
+        return training.step(images.to(device))
+    if classes is None:
+        raise ValueError(
+            f"fit: the model is conditional on {num_classes} classes: data must be (images, classes), or give such "
+            "batches; got images alone"
+        )
+    check_classes("fit", "classes", classes, num_classes)  # before they go where looking at them would cost time
+    return training.step(images.to(device), classes.to(device))
 
 
 def _progress(console: Any) -> Any:

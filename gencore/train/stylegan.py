@@ -128,7 +128,7 @@ class StyleGANTraining(GrowingGANTraining):
         styles = mapping(self.model.sample_latent(count, generator=self.generator))
         layers = styles.shape[1]
         if isinstance(synthesis, Growing):
-            layers = 2 * synthesis.resolutions.index(synthesis.now()[0]) + 2
+            layers = 2 * len(synthesis.in_use())
         draw = torch.rand([], generator=self.generator, device=self.generator.device)
         crossover = torch.randint(1, max(layers, 2), [], generator=self.generator, device=self.generator.device)
         if draw < self.mixing:

@@ -18,12 +18,21 @@ class VAETraining:
         model: a VAE; it is trained in place.
         learning_rate: Adam's.
         beta: weight of the KL term (1: the bound itself).
+        reconstruction: weight of the other term; 0 to see what the KL term does alone.
         seed: of the noise.
     """
 
-    def __init__(self, model: VAE, *, learning_rate: float = 1e-3, beta: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: VAE,
+        *,
+        learning_rate: float = 1e-3,
+        beta: float = 1.0,
+        reconstruction: float = 1.0,
+        seed: int = 0,
+    ) -> None:
         self.model = model
-        self.beta = beta
+        self.beta, self.reconstruction = beta, reconstruction
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         self.history: list[dict[str, float]] = []
@@ -34,7 +43,7 @@ class VAETraining:
         target = (images + 1) / 2
         logits, kl = self.model(target, generator=self.generator)
         nll = bernoulli_nll(logits, target)
-        loss = elbo_loss(nll, kl, beta=self.beta)
+        loss = elbo_loss(self.reconstruction * nll, kl, beta=self.beta)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -48,7 +57,7 @@ class VAETraining:
         logits, kl = self.model(target)
         nll = bernoulli_nll(logits, target)
         return {
-            "loss": elbo_loss(nll, kl, beta=self.beta).item(),
+            "loss": elbo_loss(self.reconstruction * nll, kl, beta=self.beta).item(),
             "reconstruction": nll.mean().item(),
             "kl": kl.mean().item(),
         }

@@ -1,0 +1,15 @@
+"""How the memory of ``[N, C, ...]`` is laid out."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of ``x`` run fastest, densely; False where contiguous fits as well."""
+    return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def workable(x: Tensor) -> Tensor:
+    """``x`` itself if contiguous or channels_last, else a contiguous copy."""
+    return x if is_channels_last(x) else x.contiguous()
