@@ -108,8 +108,8 @@ def test_values_and_gradients(spec: OpSpec, target: Target, dtype: torch.dtype, 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
 def test_layouts(spec: OpSpec, target: Target, dtype: torch.dtype, layout: str) -> None:
-    # The reference is PyTorch's own code: what can go wrong there, such as a view of strides that allow none, does so in
-    # any dtype.
+    # The reference is PyTorch's own code: what can go wrong there, such as a view that the strides do not allow, goes
+    # wrong in any dtype.
     some = target.impl == "reference" and dtype != torch.float32
     for sample in some_samples(spec, target)[: 2 if some else None]:
         check(spec, target, dtype, sample, layout)
