@@ -85,6 +85,7 @@ def _parameters(names: list[str], test_marks: set[str], only: str | None) -> Ite
             Target(i, "cuda") for i in ("reference", "triton")
         ]
     for spec in SPECS:
+        samples = spec.samples() if "sample" in names else [None]
         for target in targets:
             if target.impl not in spec.implementations or (only and target.impl != only):
                 continue
@@ -104,7 +105,7 @@ def _parameters(names: list[str], test_marks: set[str], only: str | None) -> Ite
                 some = INTERPRETED and dtype is not None and dtype != torch.float32
                 if some and "sample" not in names:
                     continue
-                for sample in spec.samples()[: 3 if some else None] if "sample" in names else (None,):
+                for sample in samples[: 3 if some else None]:
                     chosen = {"spec": spec, "target": target, "dtype": dtype, "sample": sample}
                     labels = [
                         spec.name,
