@@ -299,7 +299,8 @@ def test_gathered_first_and_second_derivatives(case: str, activation: str, gathe
     name, (_, _, kernel), options, shape = CASES[case]
     norm = getattr(gencore.nn, f"BatchNorm{len(shape) - 2}d")(3, activation=activation, impl="cpu")
     block = gencore.nn.ConvNormAct(getattr(gencore.nn, name)(2, 3, kernel, **options, impl="cpu"), norm).double()
-    x = torch.randn(2, 2, *[5] * (len(shape) - 2), dtype=torch.float64)
+    dims = len(shape) - 2
+    x = torch.randn(2, 2, *[5 if dims == 1 else 3] * dims, dtype=torch.float64)  # every number is visited
     parameters = dict(block.named_parameters())
     residual = torch.randn_like(block(x))
 
