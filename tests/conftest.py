@@ -13,11 +13,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-torch.manual_seed(0)
+# The same examples in every run; how many of them is up to the test.
+hypothesis.settings.register_profile(
+    "reproducible",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("reproducible")
 # The workers of pytest-xdist share the cores: with a pool of threads each, they would wait for one another at every op.
 # What hangs on the number of threads is tested at several numbers of them.
 torch.set_num_threads(1)
@@ -25,9 +34,21 @@ if INTERPRETED:
     from tests.interpreter import instrument
 
     instrument.repair_bfloat16()
+    instrument.skip_unread_checks()
     collect_ignore = ["offline"]
 else:
     collect_ignore = ["interpreter"]
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order() -> None:
+    """Each test draws from generators that no other test has drawn from: workers take the tests in no fixed order.
+
+    One seed for all, so that a test's numbers hang on the test alone: not on its name, its parameters or its folder,
+    and two implementations under one test see the same tensors. (``random`` and NumPy's generator are used nowhere;
+    hypothesis seeds them for its examples.)
+    """
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +85,7 @@ def _parameters(names: list[str], test_marks: set[str], only: str | None) -> Ite
             Target(i, "cuda") for i in ("reference", "triton")
         ]
     for spec in SPECS:
+        samples = spec.samples() if "sample" in names else [None]
         for target in targets:
             if target.impl not in spec.implementations or (only and target.impl != only):
                 continue
@@ -83,7 +105,7 @@ def _parameters(names: list[str], test_marks: set[str], only: str | None) -> Ite
                 some = INTERPRETED and dtype is not None and dtype != torch.float32
                 if some and "sample" not in names:
                     continue
-                for sample in spec.samples()[: 3 if some else None] if "sample" in names else (None,):
+                for sample in samples[: 3 if some else None]:
                     chosen = {"spec": spec, "target": target, "dtype": dtype, "sample": sample}
                     labels = [
                         spec.name,

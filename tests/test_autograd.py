@@ -14,6 +14,7 @@ from tests.opspec import OpSpec, Sample, Target, call, leaves, prepare
 
 # Finite differences of more elements than this take minutes and show nothing new.
 SMALL = 150
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
 def _function(spec: OpSpec, target: Target, sample: Sample) -> tuple[Any, tuple[Tensor, ...]]:
@@ -35,11 +36,17 @@ def _small_samples(spec: OpSpec) -> list[Sample]:
     return chosen
 
 
+def _tolerance(target: Target) -> dict[str, Any]:
+    # The reference is made of PyTorch's own formulas. What could be wrong, a tensor that is detached on the way, shows
+    # along one random direction as it does in every single number.
+    return {"rtol": 1e-4, "atol": 1e-6, "fast_mode": target.impl == "reference"}
+
+
 @pytest.mark.float64_only
 def test_gradcheck(spec: OpSpec, target: Target) -> None:
     for sample in _small_samples(spec):
         function, inputs = _function(spec, target, sample)
-        assert gradcheck(function, inputs, rtol=1e-4, atol=1e-6, check_undefined_grad=True), sample.name
+        assert gradcheck(function, inputs, **_tolerance(target), check_undefined_grad=True), sample.name
 
 
 @pytest.mark.float64_only
@@ -47,7 +54,7 @@ def test_gradcheck(spec: OpSpec, target: Target) -> None:
 def test_gradgradcheck(spec: OpSpec, target: Target) -> None:
     for sample in _small_samples(spec):
         function, inputs = _function(spec, target, sample)
-        assert gradgradcheck(function, inputs, rtol=1e-4, atol=1e-6), sample.name
+        assert gradgradcheck(function, inputs, **_tolerance(target)), sample.name
 
 
 class _RawCalls(TorchDispatchMode):
@@ -69,22 +76,24 @@ class _RawCalls(TorchDispatchMode):
 def test_opcheck(spec: OpSpec, target: Target, layout: str, element: torch.dtype) -> None:
     """Schema, fake tensors, autograd registration and AOT dispatch of the forward and of the backward op."""
     seen = set()
-    # Each sample takes seconds; the layouts between them see every one.
     which = ["contiguous", "channels_last", "permuted"].index(layout)
-    for sample in [s for s in spec.samples() if s.smooth][which::3][:3]:
+    for i, sample in enumerate(s for s in spec.samples() if s.smooth):
         tensors = prepare(spec, sample, element, target.device, layout)
         inputs = list(leaves(spec, tensors).values())
         with _RawCalls() as recorder:
             outputs = call(spec, tensors, sample.options, sample.seed, target.impl)
             grads = [torch.randn_like(out) for out in outputs]
             torch.autograd.grad(outputs, inputs, grads, allow_unused=True, materialize_grads=True)
+        # AOT dispatch takes a hundred times as long as the rest together, and hangs on which tensors are there, not on
+        # their dtype: it sees one sample in each layout. (Compiled calls go through it as well, in test_compile.py.)
+        checks = CHECKS if i == which and element == torch.float32 else CHECKS[:3]
         for op, arguments in recorder.calls:
             mutated = [a.alias_info is not None and a.alias_info.is_write for a in op._schema.arguments]
             ready = [
                 a.requires_grad_() if isinstance(a, Tensor) and a.dtype.is_floating_point and not m else a
                 for a, m in zip(arguments, mutated, strict=False)
             ]
-            result = torch.library.opcheck(op, tuple(ready))
+            result = torch.library.opcheck(op, tuple(ready), test_utils=checks)
             assert set(result.values()) == {"SUCCESS"}, f"{op}, {sample.name}: {result}"
             seen.add(op)
     assert len(seen) >= spec.raw_ops, f"only {seen} went through the dispatcher: the forward and the backward should"

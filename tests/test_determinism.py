@@ -48,7 +48,7 @@ def _big(sample: Sample, spec: OpSpec) -> Sample:
 
 @pytest.mark.usefixtures("_restore_threads")
 def test_same_bits(spec: OpSpec, target: Target) -> None:
-    for sample in some_samples(spec, target)[: 3 if target.impl == "reference" else None]:  # PyTorch's own code
+    for sample in some_samples(spec, target)[: 1 if target.impl == "reference" else None]:  # PyTorch's own code
         if not target.interpreted and sample.tensors[spec.layout[0]].numel() > 0:  # type: ignore[union-attr]
             sample = _big(sample, spec)
         first = None

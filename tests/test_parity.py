@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -108,7 +108,10 @@ def test_values_and_gradients(spec: OpSpec, target: Target, dtype: torch.dtype, 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
 def test_layouts(spec: OpSpec, target: Target, dtype: torch.dtype, layout: str) -> None:
-    for sample in some_samples(spec, target):
+    # The reference is PyTorch's own code: what can go wrong there, such as a view that the strides do not allow, goes
+    # wrong in any dtype.
+    some = target.impl == "reference" and dtype != torch.float32
+    for sample in some_samples(spec, target)[: 2 if some else None]:
         check(spec, target, dtype, sample, layout)
 
 
@@ -168,9 +171,7 @@ def _compare_second(spec: OpSpec, target: Target, sample: Sample) -> list[Compar
 def test_drawn_shapes(spec: OpSpec, target: Target) -> None:
     examples = 6 if target.interpreted else 40
 
-    @settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=examples)
     @given(sample=spec.shapes, dtype=st.sampled_from(target.dtypes), layout=st.sampled_from(sorted(LAYOUTS)))
     def run(sample: Sample, dtype: torch.dtype, layout: str) -> None:
         check(spec, target, dtype, sample, layout)

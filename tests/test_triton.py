@@ -9,12 +9,11 @@ import pytest
 from gencore.extension import HAVE_TRITON
 from tests.processes import run_pytest
 
-GENERIC = ["tests/test_parity.py", "tests/test_determinism.py", "tests/test_poison.py"]
+TESTS = ["tests/interpreter", "tests/test_parity.py", "tests/test_determinism.py", "tests/test_poison.py"]
 
 pytestmark = pytest.mark.skipif(not HAVE_TRITON, reason="needs triton: pip install 'gencore[triton]'")
 
 
-@pytest.mark.parametrize("tests", [["tests/interpreter"], GENERIC[:1], GENERIC[1:]], ids=["own", "parity", "other"])
-def test_interpreted_kernels(tests: list[str], record_property: Callable[[str, object], None]) -> None:
-    last = run_pytest(*tests, TRITON_INTERPRET="1")
-    record_property("process", f"Triton's interpreter, {' '.join(tests)}, in a process of its own: {last}")
+def test_interpreted_kernels(record_property: Callable[[str, object], None]) -> None:
+    last = run_pytest(*TESTS, TRITON_INTERPRET="1")
+    record_property("process", f"Triton's interpreter, {' '.join(TESTS)}, in a process of its own: {last}")

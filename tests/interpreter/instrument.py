@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,17 @@ Handle = interpreter.TensorHandle
 
 class KernelError(AssertionError):
     """A kernel did what would be undefined on a GPU, or what the interpreter cannot model."""
+
+
+# --- speed -----------------------------------------------------------------------------------------------------------
+
+
+def skip_unread_checks() -> None:
+    """Integer operations without their check for overflow, which is computed, in 64 bits, and then read in Triton's
+    debug mode alone. It takes more than half of the time, as these are the offsets."""
+    builder = interpreter.interpreter_builder
+    assert not builder.options.debug, "in debug mode the checks are read"
+    builder.options = replace(builder.options, sanitize_overflow=False)
 
 
 # --- bfloat16 --------------------------------------------------------------------------------------------------------

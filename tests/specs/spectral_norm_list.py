@@ -42,7 +42,7 @@ def samples() -> list[Sample]:
         join("first_alone_written", *tiny, training=False, written=[True, False, False]),
         join("last_not_written", tiny[1], conv, transposed, written=[True, True, False]),
         # One layer of this is cut among the threads, the others are not.
-        join("large", single.make("", 300, 80, 4, 4), conv, single.make("", 130, 200, 4, 4, dim=1)),
+        join("large", single.make("", 260, 64, 4, 4), conv, single.make("", 30, 40, 4, 4, dim=1)),
     ]
 
 
