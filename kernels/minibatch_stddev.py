@@ -113,7 +113,7 @@ def _copy_and_sum(
         value = tl.load(x + n * channels * pixels + from_, mask=mask, other=0.0)
         tl.store(y + n * (channels + maps) * pixels + to, value, mask=mask)
         total += value.to(tl.float32)
-    _, stddev = _statistics(total, x, from_, mask, sample, groups, group, channels, pixels, eps)
+    _, _, stddev = _statistics(total, x, from_, mask, sample, groups, group, channels, pixels, eps)
     tl.store(partial + tl.program_id(0), tl.sum(tl.where(mask, stddev, 0.0), 0))
 
 
@@ -163,13 +163,13 @@ def _add_deviations(
     for g in range(group):
         n = g * groups + sample
         total += tl.load(x + n * channels * pixels + from_, mask=mask, other=0.0).to(tl.float32)
-    mean, stddev = _statistics(total, x, from_, mask, sample, groups, group, channels, pixels, eps)
+    mean, residual, stddev = _statistics(total, x, from_, mask, sample, groups, group, channels, pixels, eps)
     factor = tl.load(sums + tl.program_id(0) // blocks) / (size * group) / stddev
     for g in range(group):
         n = g * groups + sample
         value = tl.load(x + n * channels * pixels + from_, mask=mask, other=0.0).to(tl.float32)
         gradient = tl.load(grad_y + n * (channels + maps) * pixels + to, mask=mask, other=0.0).to(tl.float32)
-        gradient += (value - mean) * factor
+        gradient += (value - mean - residual) * factor
         tl.store(grad_x + n * channels * pixels + from_, gradient.to(grad_x.dtype.element_ty), mask=mask)
 
 
@@ -196,14 +196,20 @@ def _gathered(element, index, width, channels):
 
 @triton.jit
 def _statistics(total, x, from_, mask, sample, groups, group, channels, pixels, eps):
-    """Mean over the group, of which ``total`` is the sum, and the root of the biased variance + eps."""
+    """Mean over the group, of which ``total`` is the sum, what rounding it cost, the root of the biased variance + eps.
+
+    Where the values nearly agree, the rounding of the mean is large beside their deviations: what these sum up to,
+    instead of zero, is to be taken off them.
+    """
     mean = total / group
     squares = tl.zeros(total.shape, tl.float32)
+    residues = squares
     for g in range(group):
         n = g * groups + sample
         value = tl.load(x + n * channels * pixels + from_, mask=mask, other=0.0).to(tl.float32)
         squares += (value - mean) * (value - mean)
-    return mean, tl.sqrt_rn(squares / group + eps)
+        residues += value - mean
+    return mean, residues / group, tl.sqrt_rn(squares / group + eps)
 
 
 @triton.jit
