@@ -58,7 +58,7 @@ def test_samples_that_nearly_agree() -> None:
 X, Y = torch.randn(4, 6, 5), torch.randn(4, 7, 5)
 BAD_CALLS: dict[str, Callable[[Any], Any]] = {
     "outer, channels and inner must be those of x": lambda ops: ops.pixel_norm(X, 4, 7, 5, 1e-8, X.clone()),
-    "y must have x's shape": lambda ops: ops.pixel_norm(X, 4, 6, 5, 1e-8, Y),
+    "y must have x's strides": lambda ops: ops.pixel_norm(X, 4, 6, 5, 1e-8, Y),
     "grad_y must have x's dtype": lambda ops: ops.pixel_norm_backward(X.double(), X, 4, 6, 5, 1e-8, X.clone()),
     "x must be dense": lambda ops: ops.pixel_norm(X[:, ::2], 4, 3, 5, 1e-8, X[:, ::2]),
     "y must have 140 elements": lambda ops: ops.minibatch_stddev(X, 4, 6, 5, 4, 1, 1e-8, False, X.clone()),
@@ -67,7 +67,7 @@ BAD_CALLS: dict[str, Callable[[Any], Any]] = {
     "grad_y must have 140 elements": lambda ops: ops.minibatch_stddev_backward(
         X, X, 4, 6, 5, 2, 1, 1e-8, False, X.clone()
     ),
-    "grad_x must have x's shape": lambda ops: ops.minibatch_stddev_backward(Y, X, 4, 6, 5, 2, 1, 1e-8, False, Y),
+    "grad_x must have x's strides": lambda ops: ops.minibatch_stddev_backward(Y, X, 4, 6, 5, 2, 1, 1e-8, False, Y),
 }
 
 
