@@ -35,6 +35,7 @@ def minibatch_stddev_backward(grad_y: Tensor, x: Tensor, group_size: int, num_ch
     """grad_y's first channels and, from its maps, share * deviation / stddev; a formula that can be differentiated."""
     channels = x.shape[1]
     deviations, stddev = _deviations(x, group_size, num_channels, eps)
+    deviations = deviations - deviations.mean(0)  # of samples that nearly agree: what rounding the mean has left
     maps = _wide(grad_y[:, channels:]).reshape(*deviations.shape[:3], -1).sum((0, 3))  # [groups, num_channels]
     share = maps / max(deviations[:, 0, 0].numel(), 1)  # of each element whose deviation is in the mean
     by_maps = deviations / stddev * share.reshape(*share.shape, *[1] * (deviations.dim() - 3))
