@@ -42,7 +42,7 @@ def minibatch_stddev(
     partial = torch.empty((plan.rows, plan.blocks), dtype=torch.float32, device=x.device)
     with on_device(x):
         _copy_and_sum[(plan.rows * plan.blocks,)](
-            x, y, partial, plan.groups, group, maps, channels, pixels, plan.blocks, eps,
+            x, y, partial, plan.groups, group, maps, channels, channels // maps, pixels, plan.blocks, eps,
             FLAT=plan.flat, PLANAR=not channels_last, BLOCK=plan.block, LONG=plan.long, num_warps=_WARPS,
         )  # fmt: skip
         _finish_maps[(batch * maps,)](
@@ -74,7 +74,8 @@ def minibatch_stddev_backward(
             PLANAR=not channels_last, BLOCK=1024, LONG=plan.long, num_warps=_WARPS,
         )  # fmt: skip
         _add_deviations[(plan.rows * plan.blocks,)](
-            grad_y, x, sums, grad_x, plan.groups, group, maps, channels, pixels, plan.blocks, float(plan.size), eps,
+            grad_y, x, sums, grad_x, plan.groups, group, maps, channels, channels // maps, pixels, plan.blocks,
+            float(plan.size), eps,
             FLAT=plan.flat, PLANAR=not channels_last, BLOCK=plan.block, LONG=plan.long, num_warps=_WARPS,
         )  # fmt: skip
 
@@ -99,14 +100,15 @@ class _Plan(NamedTuple):
         return cls(groups, groups * maps, size, triton.cdiv(size, block), block, flat, y_numel >= INT32_LIMIT)
 
 
-# x: [batch, channels, pixels] (PLANAR) or [batch, pixels, channels]; y likewise with maps more channels.
+# x: [batch, channels, pixels] (PLANAR) or [batch, pixels, channels]; y likewise with maps more channels. width: the
+# channels of a slice; worked out in here, it would tell the compiler nothing about what divides it.
 # partial: [groups * maps, blocks] float32, sums of standard deviations.
 @triton.jit
 def _copy_and_sum(
-    x, y, partial, groups, group, maps, channels, pixels, blocks, eps,
+    x, y, partial, groups, group, maps, channels, width, pixels, blocks, eps,
     FLAT: tl.constexpr, PLANAR: tl.constexpr, BLOCK: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    sample, from_, to, mask = _elements(maps, channels, pixels, blocks, FLAT, PLANAR, BLOCK, LONG)
+    sample, from_, to, mask = _elements(maps, channels, width, pixels, blocks, FLAT, PLANAR, BLOCK, LONG)
     total = tl.zeros([BLOCK], tl.float32)
     for g in range(group):
         n = g * groups + sample
@@ -155,10 +157,10 @@ def _sum_maps(
 # grad_x: as x above.
 @triton.jit
 def _add_deviations(
-    grad_y, x, sums, grad_x, groups, group, maps, channels, pixels, blocks, size, eps,
+    grad_y, x, sums, grad_x, groups, group, maps, channels, width, pixels, blocks, size, eps,
     FLAT: tl.constexpr, PLANAR: tl.constexpr, BLOCK: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    sample, from_, to, mask = _elements(maps, channels, pixels, blocks, FLAT, PLANAR, BLOCK, LONG)
+    sample, from_, to, mask = _elements(maps, channels, width, pixels, blocks, FLAT, PLANAR, BLOCK, LONG)
     total = tl.zeros([BLOCK], tl.float32)
     for g in range(group):
         n = g * groups + sample
@@ -175,11 +177,12 @@ def _add_deviations(
 
 @triton.jit
 def _elements(
-    maps, channels, pixels, blocks, FLAT: tl.constexpr, PLANAR: tl.constexpr, BLOCK: tl.constexpr, LONG: tl.constexpr
-):
+    maps, channels, width, pixels, blocks,
+    FLAT: tl.constexpr, PLANAR: tl.constexpr, BLOCK: tl.constexpr, LONG: tl.constexpr,
+):  # fmt: skip
     """First sample of the program's group; offsets of its block in a sample of x and of y; which of them exist."""
     program = tl.program_id(0).to(tl.int64) if LONG else tl.program_id(0)
-    row, width = program // blocks, channels // maps
+    row = program // blocks
     sample, index = row // maps, row % maps
     element = program % blocks * BLOCK + tl.arange(0, BLOCK)  # of the slice
     mask = element < width * pixels

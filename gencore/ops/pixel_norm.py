@@ -56,24 +56,19 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8, *, impl: str = "auto"
 # --- implementations -------------------------------------------------------------------------------------------------
 
 
-def _workable(x: Tensor, dim: int) -> Tensor:
-    """``x`` itself or a contiguous copy."""
-    return x if x.is_contiguous() or (dim == 1 and is_channels_last(x)) else x.contiguous()
-
-
-def _view(x: Tensor, dim: int) -> tuple[int, int, int]:
-    """``x`` as [outer, channels, inner] in the order of its memory."""
+def _view(x: Tensor, dim: int) -> tuple[Tensor, int, int, int]:
+    """``x``, or a contiguous copy, and what its memory is: [outer, channels, inner]."""
     channels = x.shape[dim]
-    if is_channels_last(x):
-        return x.shape[:dim].numel() * x.shape[dim + 1 :].numel(), channels, 1
-    return x.shape[:dim].numel(), channels, x.shape[dim + 1 :].numel()
+    if dim == 1 and is_channels_last(x):
+        return x, x.shape[0] * x.shape[2:].numel(), channels, 1
+    return x.contiguous(), x.shape[:dim].numel(), channels, x.shape[dim + 1 :].numel()
 
 
 def _forward_kernel(call: Any) -> Any:
     def forward(x: Tensor, dim: int, eps: float) -> Tensor:
-        dense = _workable(x, dim)
+        dense, *sizes = _view(x, dim)
         y = torch.empty_like(dense)
-        call()(dense, *_view(dense, dim), eps, y)
+        call()(dense, *sizes, eps, y)
         return y if dense is x else torch.empty_like(x).copy_(y)
 
     return forward
@@ -81,11 +76,11 @@ def _forward_kernel(call: Any) -> Any:
 
 def _backward_kernel(call: Any) -> Any:
     def backward(grad_y: Tensor, x: Tensor, dim: int, eps: float) -> Tensor:
-        dense = _workable(x, dim)
+        dense, *sizes = _view(x, dim)
         if grad_y.stride() != dense.stride():
             grad_y = torch.empty_like(dense).copy_(grad_y)
         grad_x = torch.empty_like(dense)
-        call()(grad_y, dense, *_view(dense, dim), eps, grad_x)
+        call()(grad_y, dense, *sizes, eps, grad_x)
         return grad_x if dense is x else torch.empty_like(x).copy_(grad_x)
 
     return backward
