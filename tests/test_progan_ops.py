@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import gencore
 from gencore import functional as F
 from gencore.dispatch import EXTENSION
 
@@ -28,6 +29,13 @@ def test_pixel_norm_of_what_is_written_past_the_caches(channels_last: bool) -> N
         results.append((y.detach(), leaf.grad))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@needs_extension
+def test_auto_leaves_small_pixel_norms_to_pytorch() -> None:
+    assert gencore.explain(F.pixel_norm, torch.empty(8, 512)).chosen == "reference"
+    assert gencore.explain(F.pixel_norm, torch.empty(8, 512, 8, 8)).chosen == "cpu"
+    assert gencore.explain(F.minibatch_stddev, torch.empty(4, 16, 4, 4)).chosen == "cpu"
 
 
 @needs_extension
