@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Op
+from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_floating
+from gencore.ops._library import define, differentiate
+from gencore.ops.conv_core import is_channels_last
 
 
 def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
@@ -14,16 +19,18 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8, *, impl: str = "auto"
 
     .. math:: y = x \Big/ \sqrt{\mathrm{mean}_{\mathrm{dim}}(x^2) + \epsilon}
 
-    The mean is held in float32 (float64 for float64). Derivatives exist to any order.
+    The mean is held in float32 (float64 for float64). Nothing is kept for the backward but x. Derivatives exist to any
+    order.
 
     Args:
-        x: any shape of at least one dimension; float32, float64, bfloat16 or float16.
+        x: any shape of at least one dimension; float32, float64, bfloat16 or float16; contiguous is worked on as it is,
+            and so is channels_last with ``dim=1``; other strides through a copy.
         dim: over which the mean goes: 1 for images and for latent codes ``[N, z]``.
         eps: added to the mean; not negative.
-        impl: ``"auto"`` or ``"reference"``; see :mod:`gencore.dispatch`.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :mod:`gencore.dispatch`.
 
     Returns:
-        y, with shape and dtype of x.
+        y, with shape, dtype and layout of x.
 
     Raises:
         TypeError: x is not a tensor.
@@ -40,8 +47,123 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8, *, impl: str = "auto"
         raise IndexError(f"{where}: dim must be one of x's {x.dim()} dimensions, got {dim}")
     if not eps >= 0:
         raise ValueError(f"{where}: eps must not be negative, got {eps}")
-    OP.select(impl, x)
-    return reference.pixel_norm(x, dim, eps)
+    chosen = OP.select(impl, x)
+    if chosen == "reference":
+        return reference.pixel_norm(x, dim, eps)
+    return _FORWARD(x, dim % x.dim(), eps, chosen)
 
 
-OP = Op("pixel_norm", {})
+# --- implementations -------------------------------------------------------------------------------------------------
+
+
+def _view(x: Tensor, dim: int) -> tuple[Tensor, int, int, int]:
+    """``x``, or a contiguous copy, and what its memory is: [outer, channels, inner]."""
+    channels = x.shape[dim]
+    if dim == 1 and is_channels_last(x):
+        return x, x.shape[0] * x.shape[2:].numel(), channels, 1
+    return x.contiguous(), x.shape[:dim].numel(), channels, x.shape[dim + 1 :].numel()
+
+
+def _forward_kernel(call: Any) -> Any:
+    def forward(x: Tensor, dim: int, eps: float) -> Tensor:
+        dense, *sizes = _view(x, dim)
+        y = torch.empty_like(dense)
+        call()(dense, *sizes, eps, y)
+        return y if dense is x else torch.empty_like(x).copy_(y)
+
+    return forward
+
+
+def _backward_kernel(call: Any) -> Any:
+    def backward(grad_y: Tensor, x: Tensor, dim: int, eps: float) -> Tensor:
+        dense, *sizes = _view(x, dim)
+        if grad_y.stride() != dense.stride():
+            grad_y = torch.empty_like(dense).copy_(grad_y)
+        grad_x = torch.empty_like(dense)
+        call()(grad_y, dense, *sizes, eps, grad_x)
+        return grad_x if dense is x else torch.empty_like(x).copy_(grad_x)
+
+    return backward
+
+
+def _triton(name: str) -> Any:
+    def call() -> Any:
+        import gencore.kernels.pixel_norm as kernels
+
+        return getattr(kernels, name)
+
+    return call
+
+
+# Of fewer elements, such as a batch of latent codes, plain PyTorch was measured to take as long or less.
+_FEW_ELEMENTS = 16384
+
+
+def _cpu_slower(x: Tensor, *args: object, **kwargs: object) -> Reason:
+    return f"{x.numel()} elements are too few to be worth the call" if x.numel() < _FEW_ELEMENTS else None
+
+
+OP = Op(
+    "pixel_norm",
+    {
+        "triton": Implementation(
+            lambda x, *args, **kwargs: triton_refusal(x), lambda x, *args, **kwargs: triton_slower(x)
+        ),
+        "cpu": Implementation(lambda x, *args, **kwargs: cpu_refusal(x), _cpu_slower),
+    },
+)
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+
+def _fake_forward(x: Tensor, dim: int, eps: float, impl: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_backward(grad_y: Tensor, x: Tensor, dim: int, eps: float, impl: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save_forward(ctx: Any, inputs: Any, output: Any) -> None:
+    x, *ctx.config = inputs
+    ctx.save_for_backward(x)
+
+
+def _differentiate_forward(ctx: Any, grad_y: Tensor) -> Any:
+    (x,) = ctx.saved_tensors
+    return _BACKWARD(grad_y, x, *ctx.config), None, None, None
+
+
+def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
+    grad_y, x, *ctx.config = inputs
+    ctx.save_for_backward(grad_y, x)
+
+
+def _differentiate_backward(ctx: Any, grad: Tensor) -> Any:
+    grad_y, x = ctx.saved_tensors
+    dim, eps, impl = ctx.config
+    (by_x,) = differentiate(lambda x: reference.pixel_norm_backward(grad_y, x, dim, eps), (x,), (grad,))
+    # The gradient is a linear map of grad_y that is its own adjoint.
+    return _BACKWARD(grad, x, dim, eps, impl), by_x, None, None, None
+
+
+_FORWARD = define(
+    "pixel_norm(Tensor x, int dim, float eps, str impl) -> Tensor",
+    {
+        "cpu": _forward_kernel(lambda: torch.ops.gencore_c.pixel_norm.default),
+        "triton": _forward_kernel(_triton("pixel_norm")),
+    },
+    _fake_forward,
+    setup_context=_save_forward,
+    backward=_differentiate_forward,
+)
+_BACKWARD = define(
+    "pixel_norm_backward(Tensor grad_y, Tensor x, int dim, float eps, str impl) -> Tensor",
+    {
+        "cpu": _backward_kernel(lambda: torch.ops.gencore_c.pixel_norm_backward.default),
+        "triton": _backward_kernel(_triton("pixel_norm_backward")),
+    },
+    _fake_backward,
+    setup_context=_save_backward,
+    backward=_differentiate_backward,
+)

@@ -7,7 +7,7 @@ from gencore.reference.conv import conv_epilogue, convolution, linear, transpose
 from gencore.reference.instance_norm_act import instance_norm_act
 from gencore.reference.modulated_conv2d import modulated_conv2d
 from gencore.reference.norm_act_backward import norm_act_backward
-from gencore.reference.pixel_norm import minibatch_stddev, pixel_norm
+from gencore.reference.pixel_norm import minibatch_stddev, minibatch_stddev_backward, pixel_norm, pixel_norm_backward
 from gencore.reference.reparameterize_kl import reparameterize_kl, reparameterize_kl_backward
 from gencore.reference.self_attention import attention_block, self_attention, self_attention_backward
 from gencore.reference.spectral_norm import power_iteration, spectral_norm, spectral_norm_backward
@@ -25,9 +25,11 @@ __all__ = [
     "instance_norm_act",
     "linear",
     "minibatch_stddev",
+    "minibatch_stddev_backward",
     "modulated_conv2d",
     "norm_act_backward",
     "pixel_norm",
+    "pixel_norm_backward",
     "power_iteration",
     "reparameterize_kl",
     "reparameterize_kl_backward",

@@ -8,6 +8,8 @@ import torch
 from gencore.kernels import batch_norm_act as bn
 from gencore.kernels import bias_act as ba
 from gencore.kernels import conv
+from gencore.kernels import minibatch_stddev as mbstd
+from gencore.kernels import pixel_norm as pn
 from gencore.kernels import reparameterize_kl as kl
 from gencore.kernels import self_attention as attention
 from gencore.kernels import spectral_norm as sn
@@ -88,6 +90,31 @@ def _bias_act(
     return launch
 
 
+def _pixel_norm(dtype: torch.dtype, outer: int, channels: int, inner: int) -> Callable[[], None]:
+    """Forward and backward."""
+
+    def launch() -> None:
+        x = torch.empty((outer, channels, inner), dtype=dtype)
+        pn.pixel_norm(x, outer, channels, inner, 1e-8, x)
+        pn.pixel_norm_backward(x, x, outer, channels, inner, 1e-8, x)
+
+    return launch
+
+
+def _minibatch_stddev(
+    dtype: torch.dtype, batch: int, channels: int, pixels: int, maps: int = 1, channels_last: bool = False
+) -> Callable[[], None]:
+    """Forward and backward, groups of four: four kernels."""
+
+    def launch() -> None:
+        x, y = (torch.empty((batch, c, pixels), dtype=dtype) for c in (channels, channels + maps))
+        sizes = (batch, channels, pixels, 4, maps, 1e-8, channels_last)
+        mbstd.minibatch_stddev(x, *sizes, y)
+        mbstd.minibatch_stddev_backward(y, x, *sizes, x)
+
+    return launch
+
+
 def _upfirdn2d(
     dtype: torch.dtype,
     *shape: int,
@@ -156,6 +183,16 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "bias_act float32 8x128x16384, epilogue": _bias_act(FLOAT, 8, 128, 16384, epilogue=True),
     "bias_act bfloat16 8x512x256, epilogue, channels_last": _bias_act(
         HALF, 8, 512, 256, channels_last=True, epilogue=True
+    ),
+    "pixel_norm float32 8x512x32x32": _pixel_norm(FLOAT, 8, 512, 1024),
+    "pixel_norm bfloat16 4x128x128x128": _pixel_norm(HALF, 4, 128, 16384),
+    "pixel_norm float32 4x2048x8x8, looped": _pixel_norm(FLOAT, 4, 2048, 64),
+    "pixel_norm bfloat16 8x512x32x32, channels_last": _pixel_norm(HALF, 8192, 512, 1),
+    "pixel_norm float32 256x16x1024x1024, 64-bit offsets": _pixel_norm(FLOAT, 256, 16, 2**20),
+    "minibatch_stddev float32 8x512x4x4": _minibatch_stddev(FLOAT, 8, 512, 16),
+    "minibatch_stddev bfloat16 8x512x4x4, channels_last": _minibatch_stddev(HALF, 8, 512, 16, channels_last=True),
+    "minibatch_stddev float32 8x512x4x4, two maps, channels_last": _minibatch_stddev(
+        FLOAT, 8, 512, 16, 2, channels_last=True
     ),
     "upfirdn2d float32 8x128x64x64, up": _upfirdn2d(FLOAT, 8, 128, 64, 64, up=2),
     "upfirdn2d bfloat16 8x128x128x128, down": _upfirdn2d(HALF, 8, 128, 128, 128, down=2),

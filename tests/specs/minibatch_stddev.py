@@ -28,6 +28,10 @@ def samples() -> list[Sample]:
         make("matrix", 8, 5),
         make("volume", 4, 2, 2, 2, 3),
         make("one_pixel", 4, 3, 1, 1),
+        make("lone_samples", 2, 3, 2, 2, group_size=1),
+        make("blocks", 4, 2, 33, 40, group_size=2),
+        make("wide_slices", 2, 70, 3, 5, num_channels=2),
+        make("empty", 4, 3, 0, 2),
     ]
 
 
@@ -49,7 +53,8 @@ def composite(tensors: Mapping[str, Tensor | None], options: Mapping[str, Any], 
     groups = n // group
     columns = []
     for part in x.split(c // maps, dim=1):
-        values = [(part[m::groups].var(0, unbiased=False) + 1e-8).sqrt().mean() for m in range(groups)]
+        deviations = [part[m::groups] - part[m::groups].mean(0) for m in range(groups)]
+        values = [((d**2).mean(0) + 1e-8).sqrt().mean() for d in deviations]
         columns.append(torch.stack(values * group))
     statistic = torch.stack(columns, dim=1).reshape(n, maps, *[1] * len(size))
     return (torch.cat([x, statistic.expand(n, maps, *size)], dim=1),)
@@ -74,6 +79,17 @@ def errors() -> list[ErrorInput]:
     ]  # fmt: skip
 
 
+def large(device: str, impl: str) -> None:
+    """2^31 + 2^18 elements, zero but for the last sample of four."""
+    x = torch.zeros((4, 8, 8192, 8193), dtype=torch.bfloat16, device=device)
+    x[3] = 1.0
+    y = F.minibatch_stddev(x, impl=impl)
+    stddev = torch.tensor(0.1875**0.5).to(x.dtype).to(device)
+    assert (y[:, 8] == stddev).all()
+    assert (y[3, :8] == 1.0).all()
+    assert (y[2, :8] == 0.0).all()
+
+
 SPEC = OpSpec(
     function=F.minibatch_stddev,
     samples=samples,
@@ -83,4 +99,6 @@ SPEC = OpSpec(
     layout=("x",),
     outputs_like=(),
     errors=errors,
+    large=large,
+    large_bytes=12 << 30,
 )

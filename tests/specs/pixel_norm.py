@@ -32,6 +32,7 @@ def samples() -> list[Sample]:
         make("one_channel", 4, 1, 3, 3, eps=0.1),
         make("many_channels", 2, 131, 3, 5),
         make("wide", 2, 9, 5, 37),
+        make("many_in_a_row", 2, 2100),
         make("tiny_values", 2, 4, 3, 3, scale=1e-3, smooth=False),
         make("empty", 0, 3, 4, 4),
     ]
@@ -68,6 +69,18 @@ def errors() -> list[ErrorInput]:
     ]  # fmt: skip
 
 
+def large(device: str, impl: str) -> None:
+    """2^31 + 2^20 elements, zero but for the last image."""
+    images = (1 << 11) + 1
+    x = torch.zeros((images, 16, 256, 256), dtype=torch.bfloat16, device=device)
+    x[-1, ::2] = 2.0
+    y = F.pixel_norm(x, impl=impl)
+    for image, value in ((0, 0.0), (images // 2, 0.0), (images - 1, 2**0.5)):
+        wanted = torch.full((16, 256, 256), value, dtype=x.dtype, device=device)
+        wanted[1::2] = 0.0
+        assert torch.equal(y[image], wanted)
+
+
 SPEC = OpSpec(
     function=F.pixel_norm,
     samples=samples,
@@ -76,4 +89,6 @@ SPEC = OpSpec(
     differentiable=("x",),
     layout=("x",),
     errors=errors,
+    large=large,
+    large_bytes=10 << 30,
 )
