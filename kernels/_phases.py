@@ -26,7 +26,7 @@ from torch import Tensor
 from ._launch import INT32_LIMIT, on_device
 
 # A tile of a product, how many of them a program adds up, and into how many parts at most a sum is cut.
-ROWS, COLUMNS, _STEPS, _MOST_PARTS = 16, 512, 4, 64
+ROWS, COLUMNS, _STEPS, _MOST_PARTS = 16, 256, 8, 64
 BLOCK = 512  # elements of a vector
 CHUNK = 4096  # elements of a weight
 MOST_INNER = 512  # parts of <G, W>

@@ -108,13 +108,15 @@ def _iterate(
 ):  # fmt: skip
     """Phases: the addresses; for each turn the product and its sum, u's and v's in turn, last of all that of
     ``last_side``; sigma and W / sigma."""
-    for phase in range(first, last):
+    if first == 0:  # not in the loop, through which the arguments would be kept in registers
+        note_addresses(addresses, weights)
+        note_addresses(addresses + len(weights), normal)
+        if last > 1:
+            wait_for_all(counter, tl.num_programs(0))
+    for phase in range(max(first, 1), last):
         turn = (phase - 1) // 2
         side = (turns - 1 - turn + last_side) % 2
-        if phase == 0:
-            note_addresses(addresses, weights)
-            note_addresses(addresses + len(weights), normal)
-        elif phase == 2 * turns + 1:
+        if phase == 2 * turns + 1:
             if iterating != 0:
                 _settle(table, owners, vectors, products, squares, eps, last_side, BLOCK)
             _write_sigma(table, squares, dots, sigma, len(weights), eps, iterating, last_side, BLOCK)
@@ -325,12 +327,14 @@ def _differentiate(
 ):  # fmt: skip
     """Phases: the addresses; <G, W> in parts; the gradient."""
     layers = len(weights)
-    for phase in range(first, last):
-        if phase == 0:
-            note_addresses(addresses, weights)
-            note_addresses(addresses + layers, grads)
-            note_addresses(addresses + 2 * layers, results)
-        elif phase == 1:
+    if first == 0:
+        note_addresses(addresses, weights)
+        note_addresses(addresses + layers, grads)
+        note_addresses(addresses + 2 * layers, results)
+        if last > 1:
+            wait_for_all(counter, tl.num_programs(0))
+    for phase in range(max(first, 1), last):
+        if phase == 1:
             _inner_products(
                 table, owners, addresses, weights[0].dtype.element_ty, layers, partial, ALIGNED, LONG, CHUNK
             )  # fmt: skip

@@ -8,6 +8,7 @@ graphs and in profiles.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def define(
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     op = getattr(torch.ops.gencore, name).default
     if backward is not None and setup_context is not None:
-        if _DIRECT_AUTOGRAD and "Tensor[]" not in schema:
+        if _DIRECT_AUTOGRAD:
             _register_autograd_directly(name, op, setup_context, backward)
         else:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
@@ -52,7 +53,7 @@ def define(
 
 # torch.library.register_autograd costs a call of ten arguments 45 us, most of it in looking up defaults that our
 # schemas do not have; the same registration by hand costs 10. A torch without the names that it needs gets the
-# library's, and so do lists of tensors, which an autograd function does not see into.
+# library's.
 _NEEDED = ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_any_requires_grad")
 _DIRECT_AUTOGRAD = all(hasattr(torch._C, name) for name in _NEEDED)
 
@@ -62,28 +63,73 @@ def _register_autograd_directly(
 ) -> None:
     below_autograd = torch._C._AutoDispatchBelowAutograd
     after_autograd = torch._C._after_autograd_keyset
+    arguments, results = (
+        _Lists([i for i, x in enumerate(values) if str(x.type) == "List[Tensor]"])
+        for values in (op._schema.arguments, op._schema.returns)
+    )
+    single = len(op._schema.returns) == 1
 
     class Function(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+        def forward(ctx: Any, keyset: Any, lengths: Any, result_lengths: list[int], *flat: Any) -> Any:
+            args = arguments.nested(flat, lengths)
             with below_autograd():
                 output = op.redispatch(keyset & after_autograd, *args)
             setup_context(ctx, args, output)
-            return output
+            flat_output, ctx.result_lengths = results.flat((output,) if single else output)
+            result_lengths += ctx.result_lengths
+            return flat_output[0] if single and not results.places else tuple(flat_output)
 
         @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return None, *backward(ctx, *grads)
+        def backward(ctx: Any, *flat: Any) -> Any:
+            grads = backward(ctx, *results.nested(flat, ctx.result_lengths))
+            return None, None, None, *arguments.flat(grads)[0]
 
     Function.__name__ = f"{name}_autograd"  # what grad_fn shows
 
     def autograd_kernel(keyset: Any, *args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return Function.apply(keyset, *args)
+            flat, lengths = arguments.flat(args)
+            result_lengths: list[int] = []
+            output = Function.apply(keyset, lengths, result_lengths, *flat)
+            if not results.places:
+                return output
+            nested = results.nested(output, result_lengths)
+            return nested[0] if single else tuple(nested)
         with below_autograd():
             return op.redispatch(keyset & after_autograd, *args)
 
     LIBRARY.impl(name, autograd_kernel, "Autograd", with_keyset=True)
+
+
+class _Lists:
+    """An autograd function does not see into lists of tensors: it gets what they hold, one after another."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        self.places = places
+
+    def flat(self, values: Sequence[Any]) -> tuple[Sequence[Any], list[int]]:
+        """The values with the lists at ``places`` taken apart, and the lengths of these."""
+        if not self.places:
+            return values, []
+        flat: list[Any] = []
+        for i, value in enumerate(values):
+            if i in self.places:
+                flat += value
+            else:
+                flat.append(value)
+        return flat, [len(values[i]) for i in self.places]
+
+    def nested(self, flat: Sequence[Any], lengths: Sequence[int]) -> Sequence[Any]:
+        """The inverse of :meth:`flat`."""
+        if not self.places:
+            return flat
+        values: list[Any] = []
+        rest = iter(flat)
+        for place, length in zip(self.places, lengths, strict=True):
+            values += islice(rest, place - len(values))
+            values.append(list(islice(rest, length)))
+        return [*values, *rest]
 
 
 def differentiate(
