@@ -113,8 +113,8 @@ def spectral_norm_list(
             raise ValueError(f"{where}: {name} must have {len(weights)} entries, one a weight; got {len(values)}")
     for i, layer in enumerate(zip(weights, us, vs, strict=True)):
         dims[i] = _validate(where, f"s[{i}]", *layer, n_power_iterations, eps, dims[i])
-        check_device(where, f"weights[{i}]", weights[i], "weights[0]", weights[0])
-        if weights[i].dtype != weights[0].dtype:
+        if weights[i].device != weights[0].device or weights[i].dtype != weights[0].dtype:
+            check_device(where, f"weights[{i}]", weights[i], "weights[0]", weights[0])
             raise RuntimeError(
                 f"{where}: weights[{i}] must have the dtype of weights[0], {weights[0].dtype}; got {weights[i].dtype}"
             )
@@ -141,24 +141,31 @@ def _validate(
         raise ValueError(f"{where}: eps must be positive, got {eps}")
     if n_power_iterations < 0:
         raise ValueError(f"{where}: n_power_iterations must not be negative, got {n_power_iterations}")
-    for name, vector, length in zip("uv", (u, v), _lengths(weight, dim % rank), strict=True):
-        check_floating(where, name + suffix, vector)
-        check_device(where, name + suffix, vector, f"weight{suffix}", weight)
-        check_shape(where, name + suffix, vector, (length,))
-        if vector.dtype not in (weight.dtype, compute_dtype(weight.dtype)):
-            raise RuntimeError(
-                f"{where}: {name}{suffix} must have the dtype of weight{suffix}, {weight.dtype}, or "
-                f"{compute_dtype(weight.dtype)}; got {vector.dtype}"
-            )
-    return dim % rank
+    dim %= rank
+    rows, columns = _lengths(weight, dim)
+    dtypes = (weight.dtype, compute_dtype(weight.dtype))
+    for name, vector, length in ("u", u, rows), ("v", v, columns):
+        if (
+            isinstance(vector, Tensor)
+            and vector.dtype in dtypes
+            and vector.device == weight.device
+            and vector.shape == (length,)
+        ):
+            continue  # the checks below, which say what is wrong, cost a network of small layers as much as its kernel
+        name += suffix
+        check_floating(where, name, vector)
+        check_device(where, name, vector, f"weight{suffix}", weight)
+        check_shape(where, name, vector, (length,))
+        raise RuntimeError(
+            f"{where}: {name} must have the dtype of weight{suffix}, {dtypes[0]}, or {dtypes[1]}; got {vector.dtype}"
+        )
+    return dim
 
 
 def _lengths(weight: Tensor, dim: int) -> tuple[int, int]:
     """Of u and v."""
-    columns = 1
-    for d, size in enumerate(weight.shape):
-        columns *= 1 if d == dim else size
-    return weight.shape[dim], columns
+    rows = weight.shape[dim]
+    return rows, weight.numel() // rows if rows else weight.shape[:dim].numel() * weight.shape[dim + 1 :].numel()
 
 
 def _iterations(training: bool, n_power_iterations: int) -> int:
