@@ -87,12 +87,15 @@ class Plan(NamedTuple):
     blocks: int
     inner_parts: int
     long: bool
+    columns: int  # of a tile
 
 
 @lru_cache(maxsize=64)
 def plan_of(shapes: tuple[tuple[int, int, int], ...], given: tuple[bool, ...], device: str) -> Plan:
     """Of weights [outer, rows, inner]; ``given``: whose W / sigma is written, or has a gradient."""
     owners: list[list[int]] = [[] for _ in range(_LISTS)]
+    long = max(outer * rows * inner for outer, rows, inner in shapes) >= INT32_LIMIT
+    wide = COLUMNS // 2 if long else COLUMNS  # offsets of 64 bits take twice the registers
     entries, place, partial = [], 0, 0
     for layer, ((outer, rows, inner), known) in enumerate(zip(shapes, given, strict=True)):
         columns, numel = outer * inner, outer * rows * inner
@@ -103,7 +106,7 @@ def plan_of(shapes: tuple[tuple[int, int, int], ...], given: tuple[bool, ...], d
         owners[SCALE] += [layer] * (chunks if known else 0)
         owners[INNER] += [layer] * inner_parts
         owners[APPLY] += [layer] * chunks
-        for side, length, summed, block, step in (0, rows, columns, ROWS, COLUMNS), (1, columns, rows, COLUMNS, ROWS):
+        for side, length, summed, block, step in (0, rows, columns, ROWS, wide), (1, columns, rows, wide, ROWS):
             steps = triton.cdiv(summed, step)
             parts = max(min(triton.cdiv(steps, _STEPS), _MOST_PARTS), 1)
             own = [length, place, len(owners[side]), parts, triton.cdiv(steps, parts), partial, len(owners[2 + side])]
@@ -117,8 +120,7 @@ def plan_of(shapes: tuple[tuple[int, int, int], ...], given: tuple[bool, ...], d
     head = [*accumulate([0, *lengths[:-1]]), *lengths]
     table = torch.tensor([head + [0] * (ENTRY.value - len(head)), *entries], dtype=torch.int64)
     flat = torch.tensor([layer for tiles in owners for layer in tiles], dtype=torch.int32)
-    longest = max(outer * rows * inner for outer, rows, inner in shapes)
-    return Plan(table.to(device), flat.to(device), partial, lengths[2] + lengths[3], lengths[5], longest >= INT32_LIMIT)
+    return Plan(table.to(device), flat.to(device), partial, lengths[2] + lengths[3], lengths[5], long, wide)
 
 
 # --- in a kernel ---------------------------------------------------------------------------------------------------

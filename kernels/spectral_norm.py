@@ -70,7 +70,7 @@ def spectral_norm(
             _iterate, 2 * turns + 2, plan, addresses, tuple(weights[layers]), tuple(normal[layers]),
             own, products, partial, squares, dots, sigma[layers],
             float(eps), turns, int(n_power_iterations > 0), int(not v_first),
-            ROWS=_phases.ROWS, COLUMNS=_phases.COLUMNS, BLOCK=_phases.BLOCK, GROUP=GROUP,
+            ROWS=_phases.ROWS, COLUMNS=plan.columns, BLOCK=_phases.BLOCK, GROUP=GROUP,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ constexpr int64_t kLargeLayer = int64_t{1} << 18;
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 constexpr int64_t kRowBlock = 16, kColumnBlock = 2048, kChunk = 8192;
 // What one thread reads twice in a row: it stays in the second-level cache.
-constexpr int64_t kCachedBytes = int64_t{256} << 10;
+constexpr int64_t kCachedBytes = int64_t{512} << 10;
 constexpr int64_t kMostParts = 64;
 
 GENCORE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -75,9 +75,9 @@ struct View {
 // --- products --------------------------------------------------------------------------------------------------------
 
 // total[r] += the products of row r with x, lane by lane; four rows at a time share what they load of x, and long rows
-// are summed in runs. What lies `ahead` of each element is fetched from memory meanwhile, unless that is 0.
+// are summed in runs.
 template <class T, class C, class V = vector_t<C>>
-GENCORE_INLINE void add_rows(const Tile<T>& tile, const C* x, V* total, int64_t ahead = 0) {
+GENCORE_INLINE void add_rows(const Tile<T>& tile, const C* x, V* total) {
   constexpr int lanes = Vector<C>::lanes;
   for (int64_t first = 0; first < tile.columns; first += kColumnBlock) {
     const int64_t columns = least(kColumnBlock, tile.columns - first);
@@ -88,8 +88,6 @@ GENCORE_INLINE void add_rows(const Tile<T>& tile, const C* x, V* total, int64_t 
       for_each_vector<lanes>(columns, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
         const V value = load(x + first + i, n);
         for (int k = 0; k < 4; k++) (slot % 2 ? odd : even)[k] += load(row[k] + i, n) * value;
-        if (ahead != 0)
-          for (int k = 0; k < 4; k++) __builtin_prefetch(row[k] + i + ahead, 0, 2);
       });
       for (int64_t k = 0; k < least(4, tile.rows - r); k++) total[r + k] += even[k] + odd[k];
     }
@@ -98,7 +96,7 @@ GENCORE_INLINE void add_rows(const Tile<T>& tile, const C* x, V* total, int64_t 
 
 // to[column] += sum over the rows of x[r] W[r][column]; four rows at a time.
 template <class T, class C>
-GENCORE_INLINE void add_columns(const Tile<T>& tile, const C* x, C* to, int64_t ahead = 0) {
+GENCORE_INLINE void add_columns(const Tile<T>& tile, const C* x, C* to) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   for (int64_t r = 0; r < tile.rows; r += 4) {
@@ -112,8 +110,6 @@ GENCORE_INLINE void add_columns(const Tile<T>& tile, const C* x, C* to, int64_t 
       const V lower = load(row[0] + i, n) * by[0] + load(row[1] + i, n) * by[1];
       const V upper = load(row[2] + i, n) * by[2] + load(row[3] + i, n) * by[3];
       store(to + i, load(to + i, n) + (lower + upper), n);
-      if (ahead != 0)
-        for (int k = 0; k < 4; k++) __builtin_prefetch(row[k] + i + ahead, 0, 2);
     });
   }
 }
@@ -198,7 +194,7 @@ class BothProducts {
           add_rows(view_.tile(a, first, count, 0, view_.inner), view_.column_vector + a * view_.inner, total);
         for (int64_t r = 0; r < count; r++) row_product[first + r] = static_cast<C>(horizontal_sum(total[r]));
         for (int64_t a = 0; a < view_.outer; a++)
-          add_columns(view_.tile(a, first, count, 0, view_.inner), row_product + first, own + a * view_.inner, width_ * view_.inner);
+          add_columns(view_.tile(a, first, count, 0, view_.inner), row_product + first, own + a * view_.inner);
       }
     });
     C ones[kMostParts];
@@ -220,7 +216,7 @@ class BothProducts {
         C* products = column_product + a * view_.inner + first;
         set_zero(products, count);
         add_columns(tile, view_.row_vector, products);
-        add_rows(tile, products, own, strips_ > 1 ? width_ : view_.rows * view_.inner);
+        add_rows(tile, products, own);
       }
     });
     for_each_block(blocks_of(view_.rows, kRowBlock), view_.shared, false, [&](int64_t block) {
