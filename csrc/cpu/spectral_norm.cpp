@@ -147,49 +147,34 @@ void multiply_by_rows(const View<T>& view, C* to, bool backwards) {
   });
 }
 
-// Both products of an iteration in one pass over the weight, the second one with the first as it is, not yet divided by
-// its length. Where rows come first, a block of rows gives its part of W c and is still in the cache when its part of
-// the other product is added; where columns come first, strips of columns do the same. The blocks are dealt out to
-// parts, each with sums of its own, whose number depends on the shape alone.
+// Both products of an iteration whose rows come first, in one pass over the weight: a block of rows gives its part of
+// W c and is still in the cache when it is multiplied by that, not yet divided by its length, for its part of W^T (W
+// c). The blocks are dealt out to parts, each with sums of its own, whose number depends on the shape alone. Where
+// columns come first, strips of columns could do the same; their short, scattered pieces of memory cost as much as the
+// second reading that they spare.
 template <class T, class C = compute_t<T>>
 class BothProducts {
  public:
-  BothProducts(const View<T>& view, bool columns_first) : view_(view), columns_first_(columns_first) {
-    const int64_t across = columns_first ? view.rows : view.columns();
-    const int64_t least_width = columns_first ? 64 : 4, most_width = columns_first ? kColumnBlock : kRowBlock;
-    width_ = kCachedBytes / (across * static_cast<int64_t>(sizeof(T)) + 1) / least_width * least_width;
-    width_ = width_ < least_width ? least_width : least(width_, most_width);
-    strips_ = blocks_of(view.inner, width_);
-    blocks_ = columns_first ? view.outer * strips_ : blocks_of(view.rows, width_);
+  explicit BothProducts(const View<T>& view) : view_(view) {
+    width_ = kCachedBytes / (view.columns() * static_cast<int64_t>(sizeof(T)) + 1) / 4 * 4;
+    width_ = width_ < 4 ? 4 : least(width_, kRowBlock);
+    blocks_ = blocks_of(view.rows, width_);
     // Few enough that their sums are small beside the weight; none where even one is not.
-    const int64_t allowed = columns_first ? view.columns() / (8 * lanes) : view.rows / 8;
-    parts_ = least(view.shared ? kMostParts : 1, least(blocks_, allowed));
+    parts_ = least(view.shared ? kMostParts : 1, least(blocks_, view.rows / 8));
   }
 
   bool possible() const { return parts_ > 0; }
-  int64_t space() const { return parts_ * (columns_first_ ? view_.rows * lanes : view_.columns()); }
+  int64_t space() const { return parts_ * view_.columns(); }
 
-  // row_product = W c and column_product = W^T row_product, or column_product = W^T r and row_product = W
-  // column_product.
-  void run(C* row_product, C* column_product, C* space, bool backwards) const {
-    if (columns_first_)
-      run_columns_first(row_product, column_product, reinterpret_cast<V*>(space), backwards);
-    else
-      run_rows_first(row_product, column_product, space, backwards);
-  }
-
- private:
-  using V = vector_t<C>;
-  static constexpr int64_t lanes = Vector<C>::lanes;
-
-  void run_rows_first(C* row_product, C* column_product, C* sums, bool backwards) const {
+  // row_product = W c, column_product = W^T row_product.
+  void run(C* row_product, C* column_product, C* sums, bool backwards) const {
     const int64_t columns = view_.columns();
     for_each_block(parts_, view_.shared, backwards, [&](int64_t part) {
       C* own = sums + part * columns;
       set_zero(own, columns);
       for (int64_t block = part * blocks_ / parts_; block < (part + 1) * blocks_ / parts_; block++) {
         const int64_t first = block * width_, count = least(width_, view_.rows - first);
-        V total[kRowBlock] = {};
+        vector_t<C> total[kRowBlock] = {};
         for (int64_t a = 0; a < view_.outer; a++)
           add_rows(view_.tile(a, first, count, 0, view_.inner), view_.column_vector + a * view_.inner, total);
         for (int64_t r = 0; r < count; r++) row_product[first + r] = static_cast<C>(horizontal_sum(total[r]));
@@ -206,31 +191,9 @@ class BothProducts {
     });
   }
 
-  void run_columns_first(C* row_product, C* column_product, V* sums, bool backwards) const {
-    for_each_block(parts_, view_.shared, backwards, [&](int64_t part) {
-      V* own = sums + part * view_.rows;
-      for (int64_t r = 0; r < view_.rows; r++) own[r] = V{};
-      for (int64_t block = part * blocks_ / parts_; block < (part + 1) * blocks_ / parts_; block++) {
-        const int64_t a = block / strips_, first = block % strips_ * width_, count = least(width_, view_.inner - first);
-        const Tile<T> tile = view_.tile(a, 0, view_.rows, first, count);
-        C* products = column_product + a * view_.inner + first;
-        set_zero(products, count);
-        add_columns(tile, view_.row_vector, products);
-        add_rows(tile, products, own);
-      }
-    });
-    for_each_block(blocks_of(view_.rows, kRowBlock), view_.shared, false, [&](int64_t block) {
-      for (int64_t r = block * kRowBlock; r < least((block + 1) * kRowBlock, view_.rows); r++) {
-        V sum{};
-        for (int64_t part = 0; part < parts_; part++) sum += sums[part * view_.rows + r];
-        row_product[r] = static_cast<C>(horizontal_sum(sum));
-      }
-    });
-  }
-
+ private:
   const View<T>& view_;
-  bool columns_first_;
-  int64_t width_, strips_, blocks_, parts_;
+  int64_t width_, blocks_, parts_;
 };
 
 template <class C>
@@ -275,12 +238,6 @@ void scale_layer(const View<T>& view, C factor, bool backwards) {
   });
 }
 
-// Both products of a layer, and up to where vectors are aligned.
-template <class T>
-int64_t vectors_space(const View<T>& view) {
-  return blocks_of(view.rows + view.columns(), 16) * 16;
-}
-
 // A first product within these bounds can be multiplied by W before it is divided by its length, without loss.
 constexpr double kShortest = 1e-10, kLongest = 1e10;
 
@@ -293,7 +250,7 @@ void normalize_layer(const SpectralNormArgs& args, const SpectralNormLayer& laye
     C *product, *vector;
     int64_t count;
   };
-  C *row_product = space, *column_product = row_product + view.rows, *rest = space + vectors_space(view);
+  C *row_product = space, *column_product = row_product + view.rows, *rest = column_product + view.columns();
   Side first{false, row_product, view.row_vector, view.rows};
   Side second{true, column_product, view.column_vector, view.columns()};
   if (columns_first) {
@@ -308,10 +265,10 @@ void normalize_layer(const SpectralNormArgs& args, const SpectralNormLayer& laye
       multiply_by_columns(view, side.product, backwards);
     backwards = !backwards;
   };
-  const BothProducts<T> both(view, columns_first);
+  const BothProducts<T> both(view);
   for (int64_t i = 0; i < args.iterations; i++) {
     double length = 0;
-    if (both.possible()) {
+    if (!columns_first && both.possible()) {
       both.run(row_product, column_product, rest, backwards);
       backwards = !backwards;
       length = __builtin_sqrt(dot(first.product, first.product, first.count));
@@ -412,7 +369,7 @@ void spectral_norm(const SpectralNormArgs& args) {
         args.layers, args.count,
         [&](const SpectralNormLayer& layer) {
           const View<scalar_t> view(layer);
-          return vectors_space(view) + BothProducts<scalar_t>(view, args.v_first != view.swapped).space();
+          return view.rows + view.columns() + BothProducts<scalar_t>(view).space();
         },
         [&](const SpectralNormLayer& layer, auto* space) { normalize_layer<scalar_t>(args, layer, space); });
   });
