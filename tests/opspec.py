@@ -82,7 +82,6 @@ class OpSpec:
         interpreted: whether Triton's interpreter runs the generic tests; False where another spec has the same kernel.
         autocast: whether ``torch.autocast`` runs the op in the lower dtype, as PyTorch's own; else it changes nothing.
         same_bits_at_any_thread_count: whether the CPU result is promised to be independent of the thread count.
-        torch_func: whether ``torch.func`` differentiates the op; where it does not, it raises.
     """
 
     function: Callable[..., Any]
@@ -103,7 +102,6 @@ class OpSpec:
     interpreted: bool = True
     autocast: bool = False
     same_bits_at_any_thread_count: bool = True
-    torch_func: bool = True
 
     @property
     def name(self) -> str:

@@ -33,10 +33,6 @@ def _loss(spec: OpSpec, target: Target) -> tuple[Callable[..., Tensor], tuple[Te
 def test_grad(spec: OpSpec, target: Target) -> None:
     loss, inputs = _loss(spec, target)
     which = tuple(range(len(inputs)))
-    if not spec.torch_func:
-        with pytest.raises(RuntimeError, match="functorch transforms"):
-            torch.func.grad(loss, which)(*inputs)
-        return
     found = torch.func.grad(loss, which)(*inputs)
     asked = [x.clone().requires_grad_() for x in inputs]
     for ours, wanted in zip(found, torch.autograd.grad(loss(*asked), asked), strict=True):
@@ -47,8 +43,6 @@ def test_grad(spec: OpSpec, target: Target) -> None:
 @pytest.mark.native_only
 @pytest.mark.second_order
 def test_grad_of_grad(spec: OpSpec, target: Target) -> None:
-    if not spec.torch_func:
-        pytest.skip("torch.func does not differentiate it once")
     loss, inputs = _loss(spec, target)
     which = tuple(range(len(inputs)))
 

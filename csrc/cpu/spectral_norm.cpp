@@ -12,6 +12,9 @@ constexpr int64_t kLargeLayer = int64_t{1} << 18;
 // Results from this size on are written past the caches.
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 constexpr int64_t kRowBlock = 16, kColumnBlock = 2048, kChunk = 8192;
+// What one thread reads twice in a row: it stays in the second-level cache.
+constexpr int64_t kCachedBytes = int64_t{512} << 10;
+constexpr int64_t kMostParts = 64;
 
 GENCORE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 GENCORE_INLINE int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -30,6 +33,13 @@ void for_each_block(int64_t blocks, bool shared, bool backwards, const Body& bod
   else
     work(0, 1);
 }
+
+// A rectangle of a weight: columns are neighbours in memory, rows `stride` apart.
+template <class T>
+struct Tile {
+  const T* data;
+  int64_t stride, rows, columns;
+};
 
 // A layer as the loops see it. Where inner is 1 a row has one element: rows and columns then change places.
 template <class T, class C = compute_t<T>>
@@ -55,56 +65,74 @@ struct View {
   const T* row(const void* data, int64_t a, int64_t r) const {
     return static_cast<const T*>(data) + (a * rows + r) * inner;
   }
+  // Of slice `a`.
+  Tile<T> tile(int64_t a, int64_t first_row, int64_t count, int64_t first_column, int64_t width) const {
+    return {row(layer.weight, a, first_row) + first_column, inner, count, width};
+  }
   int64_t columns() const { return outer * inner; }
 };
 
 // --- products --------------------------------------------------------------------------------------------------------
 
-// to[r] = sum over columns of W[r][column] column_vector[column].
-template <class T, class C>
-void multiply_by_columns(const View<T>& view, C* to, bool backwards) {
-  using V = vector_t<C>;
+// total[r] += the products of row r with x, lane by lane; four rows at a time share what they load of x, and long rows
+// are summed in runs.
+template <class T, class C, class V = vector_t<C>>
+GENCORE_INLINE void add_rows(const Tile<T>& tile, const C* x, V* total) {
   constexpr int lanes = Vector<C>::lanes;
-  for_each_block(blocks_of(view.rows, kRowBlock), view.shared, backwards, [&](int64_t block) {
-    const int64_t first = block * kRowBlock, count = least(kRowBlock, view.rows - first);
-    V total[kRowBlock] = {};
-    for (int64_t a = 0; a < view.outer; a++)
-      for (int64_t r = 0; r < count; r++) {
-        const T* weight = view.row(view.layer.weight, a, first + r);
-        const C* x = view.column_vector + a * view.inner;
-        V sum[4] = {};
-        for_each_vector<lanes>(view.inner, [&](int64_t i, int64_t n, int slot)
-                                               GENCORE_LAMBDA { sum[slot] += load(weight + i, n) * load(x + i, n); });
-        total[r] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
-      }
-    for (int64_t r = 0; r < count; r++) to[first + r] = static_cast<C>(horizontal_sum(total[r]));
-  });
+  for (int64_t first = 0; first < tile.columns; first += kColumnBlock) {
+    const int64_t columns = least(kColumnBlock, tile.columns - first);
+    for (int64_t r = 0; r < tile.rows; r += 4) {
+      const T* row[4];
+      for (int64_t k = 0; k < 4; k++) row[k] = tile.data + least(r + k, tile.rows - 1) * tile.stride + first;
+      V even[4] = {}, odd[4] = {};
+      for_each_vector<lanes>(columns, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
+        const V value = load(x + first + i, n);
+        for (int k = 0; k < 4; k++) (slot % 2 ? odd : even)[k] += load(row[k] + i, n) * value;
+      });
+      for (int64_t k = 0; k < least(4, tile.rows - r); k++) total[r + k] += even[k] + odd[k];
+    }
+  }
 }
 
-// to[column] = sum over rows of row_vector[r] W[r][column]; four rows at a time, `columns` of them from `first`.
+// to[column] += sum over the rows of x[r] W[r][column]; four rows at a time.
 template <class T, class C>
-void multiply_columns(const View<T>& view, int64_t a, int64_t first, int64_t columns, C* to, bool backwards) {
+GENCORE_INLINE void add_columns(const Tile<T>& tile, const C* x, C* to) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
-  for (int64_t i = 0; i < columns; i++) to[i] = 0;
-  const int64_t groups = blocks_of(view.rows, 4);
-  for (int64_t g = 0; g < groups; g++) {
-    const int64_t r = 4 * (backwards ? groups - 1 - g : g);
-    const T* weight[4];
-    V x[4];
+  for (int64_t r = 0; r < tile.rows; r += 4) {
+    const T* row[4];
+    V by[4];
     for (int64_t k = 0; k < 4; k++) {
-      const int64_t row = least(r + k, view.rows - 1);
-      weight[k] = view.row(view.layer.weight, a, row) + first;
-      x[k] = broadcast<V>(r + k < view.rows ? view.row_vector[row] : C{0});
+      row[k] = tile.data + least(r + k, tile.rows - 1) * tile.stride;
+      by[k] = broadcast<V>(r + k < tile.rows ? x[r + k] : C{0});
     }
-    for_each_vector<lanes>(columns, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
-      const V lower = load(weight[0] + i, n) * x[0] + load(weight[1] + i, n) * x[1];
-      const V upper = load(weight[2] + i, n) * x[2] + load(weight[3] + i, n) * x[3];
+    for_each_vector<lanes>(tile.columns, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
+      const V lower = load(row[0] + i, n) * by[0] + load(row[1] + i, n) * by[1];
+      const V upper = load(row[2] + i, n) * by[2] + load(row[3] + i, n) * by[3];
       store(to + i, load(to + i, n) + (lower + upper), n);
     });
   }
 }
 
+template <class C>
+void set_zero(C* to, int64_t count) {
+  for (int64_t i = 0; i < count; i++) to[i] = 0;
+}
+
+// to[r] = sum over columns of W[r][column] column_vector[column].
+template <class T, class C>
+void multiply_by_columns(const View<T>& view, C* to, bool backwards) {
+  using V = vector_t<C>;
+  for_each_block(blocks_of(view.rows, kRowBlock), view.shared, backwards, [&](int64_t block) {
+    const int64_t first = block * kRowBlock, count = least(kRowBlock, view.rows - first);
+    V total[kRowBlock] = {};
+    for (int64_t a = 0; a < view.outer; a++)
+      add_rows(view.tile(a, first, count, 0, view.inner), view.column_vector + a * view.inner, total);
+    for (int64_t r = 0; r < count; r++) to[first + r] = static_cast<C>(horizontal_sum(total[r]));
+  });
+}
+
+// to[column] = sum over rows of row_vector[r] W[r][column].
 template <class T, class C>
 void multiply_by_rows(const View<T>& view, C* to, bool backwards) {
   // Few, long strips keep the reading sequential; as many as a large machine has threads keep it busy.
@@ -112,10 +140,61 @@ void multiply_by_rows(const View<T>& view, C* to, bool backwards) {
       view.inner >= 64 * kColumnBlock ? kColumnBlock : least(kColumnBlock, blocks_of(view.inner, 64) * 16);
   const int64_t width = strip < 64 ? 64 : strip, strips = blocks_of(view.inner, width);
   for_each_block(view.outer * strips, view.shared, backwards, [&](int64_t block) {
-    const int64_t a = block / strips, first = block % strips * width;
-    multiply_columns(view, a, first, least(width, view.inner - first), to + a * view.inner + first, backwards);
+    const int64_t a = block / strips, first = block % strips * width, count = least(width, view.inner - first);
+    C* part = to + a * view.inner + first;
+    set_zero(part, count);
+    add_columns(view.tile(a, 0, view.rows, first, count), view.row_vector, part);
   });
 }
+
+// Both products of an iteration whose rows come first, in one pass over the weight: a block of rows gives its part of
+// W c and is still in the cache when it is multiplied by that, not yet divided by its length, for its part of W^T (W
+// c). The blocks are dealt out to parts, each with sums of its own, whose number depends on the shape alone. Where
+// columns come first, strips of columns could do the same; their short, scattered pieces of memory cost as much as the
+// second reading that they spare.
+template <class T, class C = compute_t<T>>
+class BothProducts {
+ public:
+  explicit BothProducts(const View<T>& view) : view_(view) {
+    width_ = kCachedBytes / (view.columns() * static_cast<int64_t>(sizeof(T)) + 1) / 4 * 4;
+    width_ = width_ < 4 ? 4 : least(width_, kRowBlock);
+    blocks_ = blocks_of(view.rows, width_);
+    // Few enough that their sums are small beside the weight; none where even one is not.
+    parts_ = least(view.shared ? kMostParts : 1, least(blocks_, view.rows / 8));
+  }
+
+  bool possible() const { return parts_ > 0; }
+  int64_t space() const { return parts_ * view_.columns(); }
+
+  // row_product = W c, column_product = W^T row_product.
+  void run(C* row_product, C* column_product, C* sums, bool backwards) const {
+    const int64_t columns = view_.columns();
+    for_each_block(parts_, view_.shared, backwards, [&](int64_t part) {
+      C* own = sums + part * columns;
+      set_zero(own, columns);
+      for (int64_t block = part * blocks_ / parts_; block < (part + 1) * blocks_ / parts_; block++) {
+        const int64_t first = block * width_, count = least(width_, view_.rows - first);
+        vector_t<C> total[kRowBlock] = {};
+        for (int64_t a = 0; a < view_.outer; a++)
+          add_rows(view_.tile(a, first, count, 0, view_.inner), view_.column_vector + a * view_.inner, total);
+        for (int64_t r = 0; r < count; r++) row_product[first + r] = static_cast<C>(horizontal_sum(total[r]));
+        for (int64_t a = 0; a < view_.outer; a++)
+          add_columns(view_.tile(a, first, count, 0, view_.inner), row_product + first, own + a * view_.inner);
+      }
+    });
+    C ones[kMostParts];
+    for (C& one : ones) one = 1;
+    for_each_block(blocks_of(columns, kColumnBlock), view_.shared, false, [&](int64_t block) {
+      const int64_t first = block * kColumnBlock, count = least(kColumnBlock, columns - first);
+      set_zero(column_product + first, count);
+      add_columns(Tile<C>{sums + first, columns, parts_, count}, ones, column_product + first);
+    });
+  }
+
+ private:
+  const View<T>& view_;
+  int64_t width_, blocks_, parts_;
+};
 
 template <class C>
 double dot(const C* a, const C* b, int64_t count) {
@@ -159,26 +238,55 @@ void scale_layer(const View<T>& view, C factor, bool backwards) {
   });
 }
 
+// A first product within these bounds can be multiplied by W before it is divided by its length, without loss.
+constexpr double kShortest = 1e-10, kLongest = 1e10;
+
 template <class T, class C = compute_t<T>>
-void normalize_layer(const SpectralNormArgs& args, const SpectralNormLayer& layer, C* product) {
+void normalize_layer(const SpectralNormArgs& args, const SpectralNormLayer& layer, C* space) {
   const View<T> view(layer);
   const bool columns_first = args.v_first != view.swapped;
-  bool backwards = false;
-  double sigma = 0;
-  // Without iterations one product gives sigma: the one that an iteration ends with.
-  const int64_t turns = args.iterations > 0 ? 2 * args.iterations : 1;
-  for (int64_t turn = 0; turn < turns; turn++) {
-    const bool last = turn + 1 == turns, columns = (turns - 1 - turn) % 2 == 0 ? !columns_first : columns_first;
-    C* vector = columns ? view.column_vector : view.row_vector;
-    const int64_t count = columns ? view.columns() : view.rows;
-    if (columns)
-      multiply_by_rows(view, product, backwards);
-    else
-      multiply_by_columns(view, product, backwards);
-    if (args.iterations > 0) normalize(product, count, args.eps, vector);
-    if (last) sigma = dot(vector, product, count);
-    backwards = !backwards;
+  struct Side {
+    bool columns;
+    C *product, *vector;
+    int64_t count;
+  };
+  C *row_product = space, *column_product = row_product + view.rows, *rest = column_product + view.columns();
+  Side first{false, row_product, view.row_vector, view.rows};
+  Side second{true, column_product, view.column_vector, view.columns()};
+  if (columns_first) {
+    const Side rows = first;
+    first = second, second = rows;
   }
+  bool backwards = false;
+  const auto multiply = [&](const Side& side) {
+    if (side.columns)
+      multiply_by_rows(view, side.product, backwards);
+    else
+      multiply_by_columns(view, side.product, backwards);
+    backwards = !backwards;
+  };
+  const BothProducts<T> both(view);
+  for (int64_t i = 0; i < args.iterations; i++) {
+    double length = 0;
+    if (!columns_first && both.possible()) {
+      both.run(row_product, column_product, rest, backwards);
+      backwards = !backwards;
+      length = __builtin_sqrt(dot(first.product, first.product, first.count));
+    }
+    if (length >= args.eps && length > kShortest && length < kLongest) {
+      normalize(first.product, first.count, args.eps, first.vector);
+      const C inverse = static_cast<C>(1 / length);
+      for (int64_t k = 0; k < second.count; k++) second.product[k] *= inverse;
+    } else {
+      multiply(first);
+      normalize(first.product, first.count, args.eps, first.vector);
+      multiply(second);
+    }
+    normalize(second.product, second.count, args.eps, second.vector);
+  }
+  // Without iterations one product gives sigma: the one that an iteration ends with.
+  if (args.iterations == 0) multiply(second);
+  const double sigma = dot(second.vector, second.product, second.count);
   *static_cast<C*>(layer.sigma) = static_cast<C>(sigma);
   if (layer.normal == nullptr) return;
   const C factor = static_cast<C>((sigma < 0 ? -sigma : sigma) < args.eps ? 1 : 1 / sigma);
@@ -226,15 +334,15 @@ void differentiate_layer(const SpectralNormBackwardArgs& args, const SpectralNor
 
 // --- all layers ------------------------------------------------------------------------------------------------------
 
-// The large layers one after another, by all threads; then the others, shared out by their sizes.
-template <class C, class Body>
-void for_each_layer(const SpectralNormLayer* layers, int64_t count, const Body& body) {
+// The large layers one after another, by all threads; then the others, shared out by their sizes. space_of(layer) is
+// what body(layer, space) needs, in elements of C.
+template <class C, class Space, class Body>
+void for_each_layer(const SpectralNormLayer* layers, int64_t count, const Space& space_of, const Body& body) {
   int64_t most = 0, small = 0;
   for (int64_t i = 0; i < count; i++) {
-    const SpectralNormLayer& l = layers[i];
-    const int64_t needed = l.rows + l.columns() + blocks_of(l.numel(), kChunk);
+    const int64_t needed = space_of(layers[i]);
     most = needed > most ? needed : most;
-    small += l.numel() < kLargeLayer ? l.numel() : 0;
+    small += layers[i].numel() < kLargeLayer ? layers[i].numel() : 0;
   }
   C* shared = static_cast<C*>(scratch(Scratch::shared, most * sizeof(C)));
   for (int64_t i = 0; i < count; i++)
@@ -257,17 +365,21 @@ void for_each_layer(const SpectralNormLayer* layers, int64_t count, const Body& 
 
 void spectral_norm(const SpectralNormArgs& args) {
   GENCORE_DISPATCH_DTYPE(args.dtype, {
-    for_each_layer<compute_t<scalar_t>>(args.layers, args.count, [&](const SpectralNormLayer& layer, auto* space) {
-      normalize_layer<scalar_t>(args, layer, space);
-    });
+    for_each_layer<compute_t<scalar_t>>(
+        args.layers, args.count,
+        [&](const SpectralNormLayer& layer) {
+          const View<scalar_t> view(layer);
+          return view.rows + view.columns() + BothProducts<scalar_t>(view).space();
+        },
+        [&](const SpectralNormLayer& layer, auto* space) { normalize_layer<scalar_t>(args, layer, space); });
   });
 }
 
 void spectral_norm_backward(const SpectralNormBackwardArgs& args) {
   GENCORE_DISPATCH_DTYPE(args.dtype, {
-    for_each_layer<compute_t<scalar_t>>(args.layers, args.count, [&](const SpectralNormLayer& layer, auto* space) {
-      differentiate_layer<scalar_t>(args, layer, space);
-    });
+    for_each_layer<compute_t<scalar_t>>(
+        args.layers, args.count, [](const SpectralNormLayer& layer) { return blocks_of(layer.numel(), kChunk); },
+        [&](const SpectralNormLayer& layer, auto* space) { differentiate_layer<scalar_t>(args, layer, space); });
   });
 }
 

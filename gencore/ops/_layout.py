@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -13,3 +15,10 @@ def is_channels_last(x: Tensor) -> bool:
 def workable(x: Tensor) -> Tensor:
     """``x`` itself if contiguous or channels_last, else a contiguous copy."""
     return x if is_channels_last(x) else x.contiguous()
+
+
+def empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
+    """``[N, C, ...]`` of ``like``'s dtype and device, channels_last or contiguous."""
+    if not channels_last:
+        return like.new_empty(tuple(shape))
+    return like.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)

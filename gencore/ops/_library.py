@@ -8,6 +8,7 @@ graphs and in profiles.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -47,16 +48,16 @@ def define(
     op = getattr(torch.ops.gencore, name).default
     formula = None
     if backward is not None and setup_context is not None:
-        if not _DIRECT or "Tensor[]" in schema:
+        if not _DIRECT:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
-            return _refusing_tangents(op)
+            return op
         formula = _register_autograd_directly(name, op, kernel, setup_context, backward)
-    return op if not _DIRECT or "Tensor[]" in schema else _shortcut(op, kernel, formula)
+    return _shortcut(op, kernel, formula) if _DIRECT else op
 
 
 # torch.library.register_autograd costs a call of ten arguments 45 us, most of it in looking up defaults that our
 # schemas do not have; the same registration by hand costs 10. A torch without the names that it needs gets the
-# library's, and so do lists of tensors, which an autograd function does not see into.
+# library's.
 _NEEDED = (
     "_AutoDispatchBelowAutograd",
     "_after_autograd_keyset",
@@ -78,10 +79,16 @@ def _register_autograd_directly(
     """Registers the formula and returns it: ``formula(keyset, *args)``, with None for the keyset to run ``kernel``."""
     below_autograd = torch._C._AutoDispatchBelowAutograd
     after_autograd = torch._C._after_autograd_keyset
+    arguments, results = (
+        _Lists([i for i, x in enumerate(values) if str(x.type) == "List[Tensor]"])
+        for values in (op._schema.arguments, op._schema.returns)
+    )
+    single = len(op._schema.returns) == 1
 
     class Function(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+        def forward(ctx: Any, keyset: Any, lengths: Any, result_lengths: list[int], *flat: Any) -> Any:
+            args = arguments.nested(flat, lengths)
             if keyset is None:
                 with below_autograd():
                     output = kernel(*args)
@@ -89,19 +96,31 @@ def _register_autograd_directly(
                 with below_autograd(), torch.enable_grad():
                     output = op.redispatch(keyset & after_autograd, *args)
             setup_context(ctx, args, output)
-            return output
+            flat_output, ctx.result_lengths = results.flat((output,) if single else output)
+            result_lengths += ctx.result_lengths
+            return flat_output[0] if single and not results.places else tuple(flat_output)
 
         @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return None, *backward(ctx, *grads)
+        def backward(ctx: Any, *flat: Any) -> Any:
+            grads = backward(ctx, *results.nested(flat, ctx.result_lengths))
+            return None, None, None, *arguments.flat(grads)[0]
 
     Function.__name__ = f"{name}_autograd"  # what grad_fn shows
     # The dispatcher has sorted out the levels of torch.func before it comes here: Function.apply would do so again.
-    formula = super(torch.autograd.Function, Function).apply
+    apply = super(torch.autograd.Function, Function).apply
+
+    def formula(keyset: Any, *args: Any) -> Any:
+        flat, lengths = arguments.flat(args)
+        result_lengths: list[int] = []
+        output = apply(keyset, lengths, result_lengths, *flat)
+        if not results.places:
+            return output
+        nested = results.nested(output, result_lengths)
+        return nested[0] if single else tuple(nested)
 
     def autograd_kernel(keyset: Any, *args: Any) -> Any:
         if forward_ad._current_level >= 0:
-            _refuse_tangents(name, args)
+            _refuse_tangents(name, tree_leaves(args))
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             with enable_single_level_autograd_function():
                 return formula(keyset, *args)
@@ -110,17 +129,6 @@ def _register_autograd_directly(
 
     LIBRARY.impl(name, autograd_kernel, "Autograd", with_keyset=True)
     return formula
-
-
-def _refusing_tangents(op: Any) -> Callable[..., Any]:
-    """``op``, whose formula torch.library passes over where arguments have tangents alone."""
-
-    def call(*args: Any) -> Any:
-        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-            _refuse_tangents(op._schema.name.partition("::")[2], tree_leaves(args))
-        return op(*args)
-
-    return call
 
 
 def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
@@ -142,8 +150,12 @@ def _shortcut(op: Any, kernel: Callable[..., Any], formula: Callable[..., Any] |
     """``op``, but without the dispatcher (12 us of a call, twice into Python and back) where nobody could tell."""
     below_autograd, any_requires_grad = torch._C._AutoDispatchBelowAutograd, torch._C._any_requires_grad
 
+    lists = [i for i, x in enumerate(op._schema.arguments) if str(x.type) == "List[Tensor]"]
+
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling() or not _PLAIN.issuperset(map(type, args)) or _is_watched():
+            return op(*args)
+        if not all(_PLAIN.issuperset(map(type, args[i])) for i in lists):
             return op(*args)
         if formula is not None and torch.is_grad_enabled() and any_requires_grad(*args):
             return formula(None, *args)
@@ -164,6 +176,36 @@ def _is_watched() -> bool:
         or forward_ad._current_level >= 0
         or c._autograd._profiler_enabled()
     )
+
+
+class _Lists:
+    """An autograd function does not see into lists of tensors: it gets what they hold, one after another."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        self.places = places
+
+    def flat(self, values: Sequence[Any]) -> tuple[Sequence[Any], list[int]]:
+        """The values with the lists at ``places`` taken apart, and the lengths of these."""
+        if not self.places:
+            return values, []
+        flat: list[Any] = []
+        for i, value in enumerate(values):
+            if i in self.places:
+                flat += value
+            else:
+                flat.append(value)
+        return flat, [len(values[i]) for i in self.places]
+
+    def nested(self, flat: Sequence[Any], lengths: Sequence[int]) -> Sequence[Any]:
+        """The inverse of :meth:`flat`."""
+        if not self.places:
+            return flat
+        values: list[Any] = []
+        rest = iter(flat)
+        for place, length in zip(self.places, lengths, strict=True):
+            values += islice(rest, place - len(values))
+            values.append(list(islice(rest, length)))
+        return [*values, *rest]
 
 
 def differentiate(

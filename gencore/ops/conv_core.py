@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._checks import compute_dtype
-from gencore.ops._layout import is_channels_last, workable
+from gencore.ops._layout import empty, is_channels_last, workable
 from gencore.ops._library import define
 from gencore.reference.conv import scale_weight, split_channels
 
@@ -43,12 +43,6 @@ def output_channels(weight: Tensor, groups: int, transposed: bool) -> int:
 def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
     """As in PyTorch: a network becomes channels_last with its weights, by ``model.to(memory_format=...)``."""
     return is_channels_last(x) or is_channels_last(weight)
-
-
-def _empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
-    if not channels_last:
-        return like.new_empty(tuple(shape))
-    return like.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
 
 
 # --- packed weights --------------------------------------------------------------------------------------------------
@@ -115,12 +109,12 @@ def convolution_cpu(
         return convolution_cpu(x.float(), weight.float(), bias, residual, slopes, scale, *rest).half()
     channels = output_channels(weight, groups, transposed)
     channels_last = gives_channels_last(x, weight)
-    y = _empty((x.shape[0], channels, *out_size), x, channels_last)
+    y = empty((x.shape[0], channels, *out_size), x, channels_last)
     if y.numel() == 0:
         return y
     compute = compute_dtype(x.dtype)
     if residual is not None:
-        residual = _empty(y.shape, x, channels_last).copy_(residual) if residual.stride() != y.stride() else residual
+        residual = empty(y.shape, x, channels_last).copy_(residual) if residual.stride() != y.stride() else residual
     if slopes is not None:
         slopes = slopes.to(compute).expand(channels).contiguous()
     if scale is not None:
@@ -187,7 +181,7 @@ def _convolution_triton(
     from gencore.kernels.conv import convolution
 
     channels = output_channels(weight, groups, transposed)
-    y = _empty((x.shape[0], channels, *out_size), x, gives_channels_last(x, weight))
+    y = empty((x.shape[0], channels, *out_size), x, gives_channels_last(x, weight))
     slopes = None if slopes is None else slopes.expand(channels).contiguous()
     scale = None if scale is None else scale.expand(x.shape[0], channels)
     geometry = (stride, padding, dilation, groups, transposed)
@@ -230,7 +224,7 @@ def fake_convolution(
     impl: str,
 ) -> Tensor:
     channels = output_channels(weight, groups, transposed)
-    return _empty((x.shape[0], channels, *out_size), x, gives_channels_last(x, weight))
+    return empty((x.shape[0], channels, *out_size), x, gives_channels_last(x, weight))
 
 
 def _fake_weight_gradient(

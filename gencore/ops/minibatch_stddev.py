@@ -10,8 +10,8 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_floating
+from gencore.ops._layout import empty, is_channels_last, workable
 from gencore.ops._library import define, differentiate
-from gencore.ops.conv_core import _dense, _empty, is_channels_last
 
 _EPS = 1e-8
 
@@ -69,13 +69,13 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 def _result(x: Tensor, num_channels: int) -> Tensor:
     """Room for x and its maps, channels_last where x is."""
-    return _empty((x.shape[0], x.shape[1] + num_channels, *x.shape[2:]), x, is_channels_last(x))
+    return empty((x.shape[0], x.shape[1] + num_channels, *x.shape[2:]), x, is_channels_last(x))
 
 
 def _forward_kernel(call: Any) -> Any:
     def forward(x: Tensor, group_size: int, num_channels: int) -> Tensor:
         y = _result(x, num_channels)
-        call()(_dense(x), *_sizes(x), group_size, num_channels, _EPS, is_channels_last(x), y)
+        call()(workable(x), *_sizes(x), group_size, num_channels, _EPS, is_channels_last(x), y)
         return y
 
     return forward
@@ -83,7 +83,7 @@ def _forward_kernel(call: Any) -> Any:
 
 def _backward_kernel(call: Any) -> Any:
     def backward(grad_y: Tensor, x: Tensor, group_size: int, num_channels: int) -> Tensor:
-        dense, channels_last = _dense(x), is_channels_last(x)
+        dense, channels_last = workable(x), is_channels_last(x)
         grad_y = grad_y.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else grad_y.contiguous()
         grad_x = torch.empty_like(dense)
         call()(grad_y, dense, *_sizes(x), group_size, num_channels, _EPS, channels_last, grad_x)

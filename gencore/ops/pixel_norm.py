@@ -10,8 +10,8 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_floating
+from gencore.ops._layout import is_channels_last
 from gencore.ops._library import define, differentiate
-from gencore.ops.conv_core import is_channels_last
 
 
 def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:

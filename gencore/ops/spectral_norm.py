@@ -88,8 +88,8 @@ def spectral_norm_list(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """:func:`spectral_norm` of all layers of a network in one call: ``([W / sigma, ...], [sigma, ...])``.
 
-    The layers share one parallel region on the CPU and a few launches on a GPU, forward and backward, so that small
-    layers do not pay for calls.
+    The layers share one call of the CPU's kernel and one launch on a GPU, forward and backward, so that small layers do
+    not pay for calls.
 
     Args:
         weights, us, vs: one of each a layer, all on one device and with one dtype of weights.
@@ -113,8 +113,8 @@ def spectral_norm_list(
             raise ValueError(f"{where}: {name} must have {len(weights)} entries, one a weight; got {len(values)}")
     for i, layer in enumerate(zip(weights, us, vs, strict=True)):
         dims[i] = _validate(where, f"s[{i}]", *layer, n_power_iterations, eps, dims[i])
-        check_device(where, f"weights[{i}]", weights[i], "weights[0]", weights[0])
-        if weights[i].dtype != weights[0].dtype:
+        if weights[i].device != weights[0].device or weights[i].dtype != weights[0].dtype:
+            check_device(where, f"weights[{i}]", weights[i], "weights[0]", weights[0])
             raise RuntimeError(
                 f"{where}: weights[{i}] must have the dtype of weights[0], {weights[0].dtype}; got {weights[i].dtype}"
             )
@@ -141,24 +141,31 @@ def _validate(
         raise ValueError(f"{where}: eps must be positive, got {eps}")
     if n_power_iterations < 0:
         raise ValueError(f"{where}: n_power_iterations must not be negative, got {n_power_iterations}")
-    for name, vector, length in zip("uv", (u, v), _lengths(weight, dim % rank), strict=True):
-        check_floating(where, name + suffix, vector)
-        check_device(where, name + suffix, vector, f"weight{suffix}", weight)
-        check_shape(where, name + suffix, vector, (length,))
-        if vector.dtype not in (weight.dtype, compute_dtype(weight.dtype)):
-            raise RuntimeError(
-                f"{where}: {name}{suffix} must have the dtype of weight{suffix}, {weight.dtype}, or "
-                f"{compute_dtype(weight.dtype)}; got {vector.dtype}"
-            )
-    return dim % rank
+    dim %= rank
+    rows, columns = _lengths(weight, dim)
+    dtypes = (weight.dtype, compute_dtype(weight.dtype))
+    for name, vector, length in ("u", u, rows), ("v", v, columns):
+        if (
+            isinstance(vector, Tensor)
+            and vector.dtype in dtypes
+            and vector.device == weight.device
+            and vector.shape == (length,)
+        ):
+            continue  # the checks below, which say what is wrong, cost a network of small layers as much as its kernel
+        name += suffix
+        check_floating(where, name, vector)
+        check_device(where, name, vector, f"weight{suffix}", weight)
+        check_shape(where, name, vector, (length,))
+        raise RuntimeError(
+            f"{where}: {name} must have the dtype of weight{suffix}, {dtypes[0]}, or {dtypes[1]}; got {vector.dtype}"
+        )
+    return dim
 
 
 def _lengths(weight: Tensor, dim: int) -> tuple[int, int]:
     """Of u and v."""
-    columns = 1
-    for d, size in enumerate(weight.shape):
-        columns *= 1 if d == dim else size
-    return weight.shape[dim], columns
+    rows = weight.shape[dim]
+    return rows, weight.numel() // rows if rows else weight.shape[:dim].numel() * weight.shape[dim + 1 :].numel()
 
 
 def _iterations(training: bool, n_power_iterations: int) -> int:
@@ -191,17 +198,19 @@ def _run(
             sigma.append(s)
             new += [u, v]
     else:
-        vectors = torch.cat([x.flatten() for pair in zip(us, vs, strict=True) for x in pair])
-        vectors = vectors.to(compute_dtype(weights[0].dtype))
         arguments = (iterations, float(eps), list(dims), v_first, list(written), chosen)
-        normal, sigmas, vectors = _FORWARD(list(weights), vectors, *arguments)
+        normal, sigmas, vectors = _FORWARD(list(weights), _paired(us, vs), *arguments)
         sigma = list(sigmas.unbind())
-        new = list(vectors.split([x.numel() for pair in zip(us, vs, strict=True) for x in pair])) if iterations else []
+        new = list(vectors.split([x.numel() for x in _paired(us, vs)])) if iterations else []
     if iterations > 0:
         with torch.no_grad():
-            buffers = [x for pair in zip(us, vs, strict=True) for x in pair]
-            torch._foreach_copy_(buffers, new)
+            torch._foreach_copy_(_paired(us, vs), new)
     return normal, sigma
+
+
+def _paired(us: Sequence[Tensor], vs: Sequence[Tensor]) -> list[Tensor]:
+    """u and v of each layer, one after another."""
+    return [x for pair in zip(us, vs, strict=True) for x in pair]
 
 
 # --- implementations -------------------------------------------------------------------------------------------------
@@ -210,7 +219,7 @@ def _run(
 def _forward_kernel(call: Any) -> Any:
     def forward(
         weights: list[Tensor],
-        vectors: Tensor,
+        buffers: list[Tensor],
         n_power_iterations: int,
         eps: float,
         dims: list[int],
@@ -219,7 +228,8 @@ def _forward_kernel(call: Any) -> Any:
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         dense = [w.contiguous() for w in weights]
         normal = [torch.empty_like(w) if wanted else w.new_empty(0) for w, wanted in zip(dense, written, strict=True)]
-        vectors, sigma = vectors.clone(), vectors.new_empty((len(weights),))
+        vectors = torch.cat(buffers).to(compute_dtype(weights[0].dtype))
+        sigma = vectors.new_empty((len(weights),))
         call()(dense, vectors, n_power_iterations, eps, dims, v_first, normal, sigma)
         return _laid_out(list(compress(normal, written)), list(compress(weights, written))), sigma, vectors
 
@@ -282,7 +292,7 @@ LIST_OP = Op("spectral_norm_list", _IMPLEMENTATIONS)
 
 def _fake_forward(
     weights: list[Tensor],
-    vectors: Tensor,
+    buffers: list[Tensor],
     n_power_iterations: int,
     eps: float,
     dims: list[int],
@@ -291,7 +301,9 @@ def _fake_forward(
     impl: str,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     normal = [torch.empty_like(w) for w in compress(weights, written)]
-    return normal, vectors.new_empty((len(weights),)), torch.empty_like(vectors)
+    compute = compute_dtype(weights[0].dtype)
+    sigma = weights[0].new_empty((len(weights),), dtype=compute)
+    return normal, sigma, sigma.new_empty((sum(x.numel() for x in buffers),))
 
 
 def _fake_backward(
@@ -312,6 +324,7 @@ def _save_forward(ctx: Any, inputs: Any, output: Any) -> None:
     weights, _, _, ctx.eps, ctx.dims, _, ctx.written, ctx.impl = inputs
     _, sigma, vectors = output
     ctx.mark_non_differentiable(vectors)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*weights, sigma, vectors)
 
 
@@ -322,7 +335,8 @@ def _differentiate_forward(ctx: Any, grads: list[Tensor | None], grad_sigma: Ten
     ]
     grad_sigma = torch.zeros_like(sigma) if grad_sigma is None else grad_sigma
     rest = (ctx.eps, ctx.dims, ctx.written, ctx.impl)
-    return _BACKWARD(given, grad_sigma, weights, sigma, vectors, *rest), *[None] * 7
+    nothing: list[None] = [None] * (2 * len(weights))  # for the buffers
+    return _BACKWARD(given, grad_sigma, weights, sigma, vectors, *rest), nothing, *[None] * 6
 
 
 def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
@@ -351,7 +365,7 @@ def _differentiate_backward(ctx: Any, grad_outputs: list[Tensor | None]) -> Any:
 
 
 _FORWARD = define(
-    "spectral_norm(Tensor[] weights, Tensor vectors, int n_power_iterations, float eps, int[] dims, bool v_first, "
+    "spectral_norm(Tensor[] weights, Tensor[] buffers, int n_power_iterations, float eps, int[] dims, bool v_first, "
     "bool[] written, str impl) -> (Tensor[] normal, Tensor sigma, Tensor vectors)",
     {
         "cpu": _forward_kernel(lambda: torch.ops.gencore_c.spectral_norm.default),

@@ -11,9 +11,8 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import OPS, Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating, compute_dtype
-from gencore.ops._layout import is_channels_last, workable
+from gencore.ops._layout import empty, is_channels_last, workable
 from gencore.ops._library import define
-from gencore.ops.conv_core import _empty
 from gencore.reference.upfirdn2d import filter_size
 
 Pair = int | Sequence[int]
@@ -248,7 +247,7 @@ def _kernel(call: Any) -> Any:
         dense = workable(x)
         channels_last = is_channels_last(dense)
         size = output_size("upfirdn2d", x, f, up, down, padding)
-        y = _empty((*x.shape[:2], *size), x, channels_last)
+        y = empty((*x.shape[:2], *size), x, channels_last)
         pads = (padding[0], padding[2])
         call(dense, f, *up, *down, *pads, flip_filter, gain, *epilogue, channels_last, y)
         return y
@@ -298,7 +297,7 @@ def _fake(
     flip_filter: bool,
     *rest: Any,
 ) -> Tensor:
-    return _empty((*x.shape[:2], *output_size("upfirdn2d", x, f, up, down, padding)), x, is_channels_last(x))
+    return empty((*x.shape[:2], *output_size("upfirdn2d", x, f, up, down, padding)), x, is_channels_last(x))
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:

@@ -49,6 +49,34 @@ def test_a_step_can_be_captured_in_a_graph() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def _normalise(weights: list[Tensor], vectors: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    us, vs = [u.clone() for u, _ in vectors], [v.clone() for _, v in vectors]
+    normal, sigmas = F.spectral_norm_list(weights, us, vs, impl="triton")
+    return [*normal, *sigmas, *us, *vs, *torch.autograd.grad(sum((x * x).sum() for x in normal), weights)]
+
+
+def test_all_programs_of_spectral_norm_run_together() -> None:
+    """Many layers, some of several tiles a program; the same bits each time, and in a captured graph."""
+    shapes = [(1, 3), (64, 3, 3, 3), *[(512, 512, 3, 3)] * 8, *[(128, 64, 3, 3)] * 40, (2048, 4096)]
+    weights = [torch.randn(shape, device="cuda").requires_grad_() for shape in shapes]
+    vectors = [
+        (torch.randn(w.shape[0], device="cuda"), torch.randn(w.numel() // w.shape[0], device="cuda")) for w in weights
+    ]
+    wanted = _normalise(weights, vectors)
+    reference = F.spectral_norm_list(
+        weights, [u.clone() for u, _ in vectors], [v.clone() for _, v in vectors], impl="reference"
+    )
+    for a, b in zip(wanted, [*reference[0], *reference[1]], strict=False):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for _ in range(50):
+        assert all(torch.equal(a, b) for a, b in zip(_normalise(weights, vectors), wanted, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _normalise(weights, vectors)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, wanted, strict=True))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_launches_follow_the_tensors_device() -> None:
     x = torch.randn(4, 64, device="cuda:1")

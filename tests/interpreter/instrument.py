@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -120,7 +120,7 @@ class MemoryCheck:
         self._regions: list[_Region] = []
 
     def begin(self, name: str, arguments: list[Any]) -> None:
-        tensors = {x.data_ptr(): x for x in arguments if isinstance(x, torch.Tensor)}
+        tensors = {x.data_ptr(): x for x in _flat(arguments) if isinstance(x, torch.Tensor)}
         self._regions = [_Region(x) for x in tensors.values()]
         self.launches.append([name, 0, 0, 0])
 
@@ -158,6 +158,15 @@ class MemoryCheck:
         if np.unique(offsets).size != offsets.size:
             raise KernelError(f"{where} stores one address from two lanes")
         region.writer[offsets] = program
+
+
+def _flat(arguments: Iterable[Any]) -> Iterator[Any]:
+    """What tuples among the arguments hold counts as if it stood by itself."""
+    for x in arguments:
+        if isinstance(x, tuple):
+            yield from _flat(x)
+        else:
+            yield x
 
 
 @contextmanager

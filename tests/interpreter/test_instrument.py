@@ -74,6 +74,25 @@ def test_races_are_found() -> None:
 
 
 @triton.jit
+def _double_by_address(addresses, tensors, BLOCK: tl.constexpr):
+    for i in tl.static_range(len(tensors)):
+        tl.store(addresses + i, tensors[i].to(tl.int64))
+    i = tl.arange(0, BLOCK)
+    for tensor in range(2):
+        x = tl.load(addresses + tensor).to(tl.pointer_type(tl.float32))
+        tl.store(x + i, tl.load(x + i) * 2)
+
+
+def test_tensors_in_a_tuple_belong_to_the_launch() -> None:
+    tensors, addresses = (torch.ones(4), torch.ones(8)), torch.empty(2, dtype=torch.int64)
+    with checked_memory():
+        _double_by_address[(1,)](addresses, tensors, BLOCK=4)
+        assert [x.tolist() for x in tensors] == [[2.0] * 4, [2.0] * 4 + [1.0] * 4]
+        with pytest.raises(InterpreterError, match="loads out of bounds in 4 of 8 lanes"):
+            _double_by_address[(1,)](addresses, tensors, BLOCK=8)
+
+
+@triton.jit
 def _product(a, b, out):
     index = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
     tl.store(out + index, tl.dot(tl.load(a + index), tl.load(b + index)))

@@ -149,7 +149,8 @@ def _amd(kernel: Any) -> Resources:
     stores = re.findall(r"^\s*((?:global|buffer)_store_\w+)", code, re.MULTILINE)
     return Resources(
         value(".vgpr_count"),
-        value(".vgpr_spill_count") + value(".sgpr_spill_count") + value(".private_segment_fixed_size"),
+        # Scalar registers spill into lanes of vector registers; where those do not suffice, the segment tells.
+        value(".vgpr_spill_count") + value(".private_segment_fixed_size"),
         kernel.metadata.shared,
         len(loads),
         sum("dwordx4" in name for name in loads),

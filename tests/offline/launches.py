@@ -148,16 +148,18 @@ def _attention(
     return launch
 
 
-def _spectral_norm(dtype: torch.dtype, *shape: int, dim: int = 0, written: bool = True) -> Callable[[], None]:
-    """One training iteration and the backward of one layer: seven kernels; five where W / sigma is not written."""
+def spectral_norm(
+    dtype: torch.dtype, *shapes: tuple[int, ...], dim: int = 0, written: bool = True
+) -> Callable[[], None]:
+    """One training iteration of all layers and its backward: two kernels, however many layers there are."""
 
     def launch() -> None:
-        weight = torch.empty(shape, dtype=dtype)
-        sigma = torch.empty(1)
-        vectors = torch.empty(shape[dim] + weight.numel() // shape[dim])
-        normal = weight if written else torch.empty(0, dtype=dtype)
-        sn.spectral_norm([weight], vectors, 1, 1e-12, [dim], True, [normal], sigma)
-        sn.spectral_norm_backward([normal], sigma, [weight], sigma, vectors, 1e-12, [dim], [weight])
+        weights = [torch.empty(shape, dtype=dtype) for shape in shapes]
+        sigma, dims = torch.empty(len(shapes)), [dim] * len(shapes)
+        vectors = torch.empty(sum(w.shape[dim] + w.numel() // w.shape[dim] for w in weights))
+        normal = weights if written else [torch.empty(0, dtype=dtype)] * len(shapes)
+        sn.spectral_norm(weights, vectors, 1, 1e-12, dims, True, normal, sigma)
+        sn.spectral_norm_backward(normal, sigma, weights, sigma, vectors, 1e-12, dims, weights)
 
     return launch
 
@@ -202,9 +204,14 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "self_attention float32 64x64, C=192": _attention(FLOAT, 16, 4096, 1024, 24, 96, False),
     "self_attention_backward bfloat16 64x64, C=64": _attention(HALF, 16, 4096, 1024, 8, 32, True),
     "self_attention_backward float32 64x64, C=192": _attention(FLOAT, 16, 4096, 1024, 24, 96, True),
-    "spectral_norm float32 1536x1536x3x3": _spectral_norm(FLOAT, 1536, 1536, 3, 3),
-    "spectral_norm bfloat16 512x256x4x4, transposed": _spectral_norm(HALF, 512, 256, 4, 4, dim=1),
-    "spectral_norm float32 256x256x3x3, sigma only": _spectral_norm(FLOAT, 256, 256, 3, 3, written=False),
+    "spectral_norm float32 1536x1536x3x3": spectral_norm(FLOAT, (1536, 1536, 3, 3)),
+    "spectral_norm bfloat16 512x256x4x4 and 256x128x4x4, transposed": spectral_norm(
+        HALF, (512, 256, 4, 4), (256, 128, 4, 4), dim=1
+    ),
+    "spectral_norm float32 SNGAN-32's discriminator, sigma only": spectral_norm(
+        FLOAT, (128, 3, 3, 3), (128, 3, 1, 1), *[(128, 128, 3, 3)] * 7, (128, 128, 1, 1), (1, 128), written=False
+    ),
+    "spectral_norm bfloat16 50000x50000, 64-bit offsets": spectral_norm(HALF, (50000, 50000)),
     "conditional_batch_norm bfloat16 16x256x64x64, ReLU": _batch_norm(
         HALF, 16, 256, 64, 64, activation=RELU, per_sample=True
     ),

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="needs triton: pip install 'gencore[triton]'")
 
 from tests.offline.compiler import MACHINES, TOOLS, compiling_for, resources  # noqa: E402
-from tests.offline.launches import LAUNCHES  # noqa: E402
+from tests.offline.launches import LAUNCHES, spectral_norm  # noqa: E402
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 
@@ -55,3 +56,15 @@ def _compare(launch: str, machine: str, table: dict[str, Any], update: bool) -> 
         assert table == committed.get(launch, {}).get(machine), (
             "the generated code has changed; look at it, then run with --update-budgets"
         )
+
+
+@pytest.mark.parametrize("layers", [1, 3, 128])
+def test_spectral_norm_of_all_layers_is_one_launch_of_programs_that_run_together(layers: int) -> None:
+    with compiling_for(MACHINES["sm_90"]) as compiled:
+        spectral_norm(torch.float32, *[(8, 8)] * layers)()
+    assert [name for name, _ in compiled] == ["_iterate", "_differentiate"]
+    for _, kernel in compiled:
+        assert kernel.metadata.launch_cooperative_grid
+        # One program a processor is always possible: it has 65,536 registers and at least 48 KiB of shared memory.
+        assert 32 * kernel.metadata.num_warps * 255 <= 65536
+        assert kernel.metadata.shared <= 48 * 1024

@@ -142,5 +142,4 @@ SPEC = OpSpec(
     buffers=("u", "v"),
     keep_float32=("u", "v"),
     errors=errors,
-    torch_func=False,
 )

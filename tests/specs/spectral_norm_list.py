@@ -100,5 +100,4 @@ SPEC = OpSpec(
     buffers=tuple(f"{key}{i}" for i in LAYERS for key in "uv"),
     keep_float32=tuple(f"{key}{i}" for i in LAYERS for key in "uv"),
     errors=errors,
-    torch_func=False,
 )
