@@ -399,13 +399,25 @@ def test_explains_itself(monkeypatch):
     assert chosen("conv_transpose2d", images, like.expand(64, 1, 3, 3), groups=64) == "reference"
     assert chosen("conv_transpose2d", images, like.expand(64, 32, 4, 4), groups=2, stride=2) == "cpu"
     assert chosen("conv_transpose2d", images, like.expand(64, 3, 4, 4), stride=2) == "cpu"
-    assert chosen("conv2d", images[:1, :, :8, :8], like.expand(64, 64, 3, 3)) == "reference"
+    assert chosen("conv_transpose2d", images[:1, :, :8, :8], like.expand(64, 32, 4, 4), stride=2) == "cpu"
+    assert chosen("conv_transpose2d", images[:1, :, :2, :2], like.expand(64, 32, 4, 4), stride=2) == "reference"
+    assert chosen("conv2d", images[:1, :, :8, :8], like.expand(64, 64, 3, 3)) == "cpu"
+    assert chosen("conv2d", images[:1, :, :2, :2], like.expand(64, 64, 3, 3)) == "reference"
+    assert chosen("conv2d", images[:1, :, :8, :8], torch.empty(64, 64, 3, 3, requires_grad=True)) == "reference"
+    assert chosen("conv2d", images, like.expand(3, 64, 3, 3)) == "cpu"
+    assert chosen("conv2d", images, like.expand(3, 64, 1, 1)) == "reference"
     assert chosen("conv2d", images[:, :8], like.expand(64, 8, 3, 3)) == "reference"
     assert chosen("conv2d", images[:, :3], like.expand(64, 3, 4, 4)) == "reference"
     recorded = torch.empty(64, 3, 4, 4, requires_grad=True)
     assert chosen("conv2d", images[:, :3], recorded) == "cpu"
     last = torch.empty(64, 64, 32, 32).contiguous(memory_format=torch.channels_last)
     assert chosen("conv2d", last, like.expand(64, 64, 1, 1)) == "reference"
+    assert chosen("conv2d", last, like.expand(64, 64, 3, 3)) == "cpu"
+    assert chosen("conv2d", last[:1], like.expand(32, 64, 4, 4), None, 2) == "reference"
+    assert chosen("conv2d", last[:1], like.expand(64, 64, 4, 4), None, 2) == "cpu"
+    assert chosen("conv_transpose2d", last[:1], like.expand(64, 32, 4, 4), stride=2) == "cpu"
+    small = torch.empty(1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert chosen("conv_transpose2d", small, like.expand(64, 32, 4, 4), stride=2) == "reference"
     assert chosen("conv2d", torch.empty(64, 64, 32, 32), like.expand(64, 64, 1, 1)) == "cpu"
     assert chosen("linear", like.expand(2, 2), like.expand(2, 2)) == "reference"
     for mkl, choice in ((False, "cpu"), (True, "reference")):

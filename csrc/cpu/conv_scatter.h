@@ -11,6 +11,7 @@ namespace gencore::GENCORE_ISA {
 
 struct ScatterForward {
   // Pixels whose products are made at once: these should stay in the second-level cache, with a band's sums.
+  static constexpr int64_t kPart = 24;
   static constexpr int64_t kChunk = 96, kBandBytes = 384 * 1024;
   // Bands that are enough for any number of threads, and fewer than are worth it.
   static constexpr int64_t kEnoughBands = 16, kFewestBands = 4;
@@ -102,12 +103,14 @@ struct ScatterForward {
       rows = w.staged_x;
     }
     for (int64_t i = 0; i < count; i++) w.rows[i] = rows + i * channels;
-    Epilogue<float> e{};
-    e.partial = w.products;
-    for (int64_t b = 0; b < layout.blocks(); b++) {
-      const Segment<float> segment{w.rows, panels + layout.offset(b) * channels, nullptr, 0, channels};
-      run_block<float, false>(&segment, 1, count, layout.vectors(b), e);
-      e.partial += kChunk * layout.vectors(b) * kLanes;
+    for (int64_t part = 0; part < count; part += kPart) {  // whose rows stay in the first-level cache
+      Epilogue<float> e{};
+      for (int64_t b = 0; b < layout.blocks(); b++) {
+        const int64_t width = layout.vectors(b) * kLanes;
+        const Segment<float> segment{w.rows + part, panels + layout.offset(b) * channels, nullptr, 0, channels};
+        e.partial = w.products + kChunk * layout.offset(b) + part * width;
+        run_block<float, false>(&segment, 1, smaller(kPart, count - part), layout.vectors(b), e);
+      }
     }
   }
 

@@ -314,12 +314,14 @@ def _cpu_refusal(input: Tensor, *args: object, **kwargs: object) -> Reason:
 
 
 # Where PyTorch was measured to be faster, in the same memory format, on two cores with AVX-512 (docs/ops/conv.md).
+_FEW_PRODUCTS = 1 << 19
 _FEW_CHANNELS = 32  # in a group: most lanes of a vector stand idle
 _FEW_CHANNELS_TRANSPOSED = 16
 _IMAGE_CHANNELS = 4  # that many output channels have a kernel of their own; that many input channels pay in training
-_FEW_PRODUCTS = 1 << 25  # a call of ours takes some 50 us more
-_FEW_PRODUCTS_TRANSPOSED = 1 << 23
-_FEW_PRODUCTS_TO_IMAGES = 1 << 20
+# Below these, the channels_last paths of PyTorch, and its gradients at stride 1, are the faster ones.
+_MANY_PRODUCTS = 1 << 25
+_MANY_CHANNELS = 64
+_MANY_PIXELS = 512
 
 
 def _cpu_slower(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Reason:
@@ -327,28 +329,39 @@ def _cpu_slower(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Rea
     stride = kwargs.get("stride", args[1] if len(args) > 1 else 1)
     groups = kwargs.get("groups", args[4] if len(args) > 4 else 1)
     dims = weight.dim() - 2
-    pixels = input.numel() // max(1, input.shape[-dims - 1]) // prod(expand("", "stride", stride, dims, 1))
-    if pixels * weight.numel() < _FEW_PRODUCTS:
-        return f"{pixels * weight.numel()} products are too few to be worth the call"
+    step = prod(expand("", "stride", stride, dims, 1))
+    pixels = input.numel() // max(1, input.shape[-dims - 1]) // step
+    products, fewest = pixels * weight.numel(), min(weight.shape[:2])
+    if products < _FEW_PRODUCTS:
+        return f"{products} products are too few to be worth the call"
     if groups > 1:
         return "PyTorch's grouped convolution is faster"
-    recorded = torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad)
-    if min(weight.shape[:2]) < _FEW_CHANNELS and not (weight.shape[1] <= _IMAGE_CHANNELS and recorded):
-        return f"{min(weight.shape[:2])} channels leave vectors idle"
     if weight.shape[2:].numel() == 1 and is_channels_last(input):
         return "PyTorch's product of matrices is faster where channels_last needs no copy"
+    if weight.shape[0] <= _IMAGE_CHANNELS and step == 1 and weight.shape[2:].numel() > 1 and weight.shape[1] >= 16:
+        return None
+    recorded = torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad)
+    if fewest < _FEW_CHANNELS and not (weight.shape[1] <= _IMAGE_CHANNELS and recorded):
+        return f"{fewest} channels leave vectors idle"
+    if products < _MANY_PRODUCTS and is_channels_last(input) and (step == 1 or fewest < _MANY_CHANNELS):
+        return f"PyTorch's channels_last convolution is faster at {products} products"
+    if recorded and step == 1 and pixels < _MANY_PIXELS:
+        return f"PyTorch's gradients are faster over {pixels} pixels"
     return None
 
 
 def _cpu_slower_transposed(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Reason:
     groups = kwargs.get("groups", args[4] if len(args) > 4 else 1)
     products = input.numel() // max(1, input.shape[1 - weight.dim()]) * weight.numel()
-    to_image = groups == 1 and weight.shape[1] <= _IMAGE_CHANNELS
-    if products < (_FEW_PRODUCTS_TO_IMAGES if to_image else _FEW_PRODUCTS_TRANSPOSED):
+    if products < _FEW_PRODUCTS:
         return f"{products} products are too few to be worth the call"
+    if groups == 1 and weight.shape[1] <= _IMAGE_CHANNELS:
+        return None
     fewest = min(weight.shape[0] // groups, weight.shape[1])
-    if fewest < _FEW_CHANNELS_TRANSPOSED and not to_image:
+    if fewest < _FEW_CHANNELS_TRANSPOSED:
         return f"{fewest} channels a group leave vectors idle"
+    if products < _MANY_PRODUCTS and is_channels_last(input) and fewest < _MANY_CHANNELS:
+        return f"PyTorch's channels_last convolution is faster at {products} products"
     return None
 
 
