@@ -1,7 +1,8 @@
 """``spectral_norm_list`` beside what ``torch.nn.utils.parametrizations.spectral_norm`` computes, layer by layer.
 
 One training forward over all layers of a network: an iteration of the power method, and W / sigma written; or sigma
-alone, which is all that the layers need where ``spectral_norm_model`` leaves 1 / sigma to their convolutions.
+alone, which is all that the layers need where ``spectral_norm_model`` leaves 1 / sigma to convolutions. An iteration
+begins with u, as PyTorch's parametrisation and gencore's layers have it, or with v, as the paper and BigGAN have it.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ def shapes(network: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(layer.parametrizations.weight.original.shape) for layer in layers)
 
 
-def _problems(network: str, *, quick: bool = False) -> tuple[Problem, Problem]:
+def _problems(network: str, *, v_first: bool = False, quick: bool = False) -> tuple[Problem, Problem]:
+    name = network + ", v first" * v_first
+    options = {"network": network, "v_first": v_first}
     return (
-        Problem(f"{network}, W/sigma written", {"network": network, "written": True}, quick=quick),
-        Problem(f"{network}, sigma only, 1/sigma goes to the convolution", {"network": network, "written": False}),
+        Problem(f"{name}, W/sigma written", {**options, "written": True}, quick=quick),
+        Problem(f"{name}, sigma only, 1/sigma goes to the convolution", {**options, "written": False}),
     )
 
 
@@ -55,6 +58,7 @@ class SpectralNormList(Case):
         *_problems("SNGAN-32 discriminator", quick=True),
         *_problems("SNGAN-128 discriminator"),
         *_problems("BigGAN-128 discriminator"),
+        *_problems("BigGAN-128 discriminator", v_first=True),
     )
 
     def inputs(self, problem: Problem, make: Maker) -> Inputs:
@@ -71,7 +75,8 @@ class SpectralNormList(Case):
     def arguments(self, problem: Problem, inputs: Inputs) -> Call:
         lists = [[x for n, x in inputs.items() if n.startswith(key)] for key in ("weight", "u", "v")]
         written = None if problem["written"] else [False] * len(lists[0])
-        return tuple(lists), {"n_power_iterations": 1, "eps": EPS, "written": written}
+        options = {"n_power_iterations": 1, "eps": EPS, "v_first": problem["v_first"], "written": written}
+        return tuple(lists), options
 
     def ours(self, problem: Problem, inputs: Inputs, impl: str) -> Outputs:
         args, kwargs = self.arguments(problem, inputs)
@@ -80,7 +85,7 @@ class SpectralNormList(Case):
 
     def eager(self, problem: Problem, inputs: Inputs) -> Outputs:
         (weights, us, vs), _ = self.arguments(problem, inputs)
-        sigmas = tuple(_iterate(*layer) for layer in zip(weights, us, vs, strict=True))
+        sigmas = tuple(_iterate(*layer, problem["v_first"]) for layer in zip(weights, us, vs, strict=True))
         if problem["written"]:
             return tuple(weight / sigma for weight, sigma in zip(weights, sigmas, strict=True))
         for i, (weight, sigma) in enumerate(zip(weights, sigmas, strict=True)):
@@ -89,16 +94,21 @@ class SpectralNormList(Case):
 
     def cost(self, problem: Problem, mode: str, itemsize: int) -> Cost:
         count = sum(torch.Size(shape).numel() for shape in shapes(problem["network"]))
+        # Each row that gives a number of u can go into v at once; the other way round, all of v comes before any of u.
+        reads = 2 if problem["v_first"] else 1
         if not problem["written"]:
-            return Cost(4 * count, 2 * count * itemsize)  # read for v, and for u and sigma
-        return Cost(5 * count, 4 * count * itemsize)  # and for W / sigma, which is written
+            return Cost(4 * count, reads * count * itemsize)
+        return Cost(5 * count, (reads + 2) * count * itemsize)  # and for W / sigma, which is written
 
 
-def _iterate(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def _iterate(weight: Tensor, u: Tensor, v: Tensor, v_first: bool) -> Tensor:
     matrix = weight.flatten(1)
     with torch.no_grad():
-        F.normalize(torch.mv(matrix.T, u), dim=0, eps=EPS, out=v)
+        if v_first:
+            F.normalize(torch.mv(matrix.T, u), dim=0, eps=EPS, out=v)
         F.normalize(torch.mv(matrix, v), dim=0, eps=EPS, out=u)
+        if not v_first:
+            F.normalize(torch.mv(matrix.T, u), dim=0, eps=EPS, out=v)
     u, v = u.clone(), v.clone()
     return torch.vdot(u, torch.mv(matrix, v))
 

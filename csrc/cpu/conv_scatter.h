@@ -9,6 +9,8 @@
 
 namespace gencore::GENCORE_ISA {
 
+namespace {
+
 struct ScatterForward {
   // Pixels whose products are made at once: these should stay in the second-level cache, with a band's sums.
   static constexpr int64_t kPart = 24;
@@ -247,5 +249,7 @@ struct ScatterForward {
         static_cast<float*>(args.var));
   }
 };
+
+}  // namespace
 
 }  // namespace gencore::GENCORE_ISA

@@ -88,9 +88,9 @@ struct Fir {
   C *column_taps, *row_taps;  // [filter_height], [filter_width]; not separable: row_taps [filter_height][filter_width]
   Phase* phases;              // of the x axis
   Phase* rows;                // of the y axis, one for each output row
-  int64_t margin = 0, length = 0;  // zeros before a row, a multiple of the step; pixels of a row with its margins
-  int64_t sources, source_size;    // input rows, or their sum, kept with margins
-  int64_t most_terms;
+  int64_t margin = 0, length = 0;   // zeros before a row, a multiple of the step; pixels of a row with its margins
+  int64_t sources, source_size;     // input rows, or their sum, kept with margins
+  int64_t used_phases, most_terms;  // phases that have an output; terms of one of these
 
   struct Term {
     C tap;
@@ -131,6 +131,7 @@ struct Fir {
         x_axis(args.up_x, args.down_x, args.pad_x, args.filter_width),
         y_axis(args.up_y, args.down_y, args.pad_y, args.filter_height),
         channels(args.channels) {
+    used_phases = smaller(x_axis.phases, args.out_width);
     // Rows of pixels without a step or phases are filtered like rows of numbers, whatever the channels.
     planar = channels == 1 || (x_axis.phases == 1 && x_axis.step == 1 && !args.epilogue.wanted);
     streaming =
@@ -174,10 +175,10 @@ struct Fir {
     for (int64_t o = 0; o < args.out_height; o++) rows[o] = y_axis.phase(o);
     int64_t lowest = 0, highest = args.in_width - 1;
     most_terms = 1;
-    for (int64_t r = 0; r < x_axis.phases; r++) {
+    for (int64_t r = 0; r < used_phases; r++) {
       phases[r] = x_axis.phase(r);
       const int64_t last = (args.out_width - 1 - r) / x_axis.phases;  // the last q of this phase
-      if (phases[r].count == 0 || args.out_width <= r) continue;
+      if (phases[r].count == 0) continue;
       lowest = smaller(lowest, phases[r].base);
       highest = larger(highest, phases[r].base + phases[r].count - 1 + last * x_axis.step);
       most_terms = larger(most_terms, phases[r].count);
@@ -290,7 +291,7 @@ struct Fir {
 
   void add_terms(const C* taps, const C* source, Work& w) const {
     const int64_t step = x_axis.step, part = source_size / step;
-    for (int64_t r = 0; r < x_axis.phases; r++)
+    for (int64_t r = 0; r < used_phases; r++)
       for (int64_t j = 0; j < phases[r].count; j++) {
         const int64_t at = margin + phases[r].base + j;
         const C* row = planar ? source + at % step * part + at / step * channels : source + at * channels;

@@ -33,6 +33,8 @@ def samples() -> list[Sample]:
         smooth("up", 2, 3, 5, 6, up=2, padding=[2, 1, 2, 1], gain=4.0),
         smooth("down", 2, 3, 8, 7, down=2, padding=1),
         smooth("filter", 2, 3, 6, 5, padding=[2, 1, 2, 1]),
+        # Of the phases of the result, only the first has a pixel; it has fewer taps than the others.
+        make("fewer_pixels_than_phases", 2, 3, 3, 29, taps=(7,), up=[4, 2], down=[3, 4], padding=[-105, -3, 6, 0]),
         make("two_dimensional", 2, 3, 6, 5, up=2, padding=[2, 1, 1, 2]),
         make("row", 2, 3, 5, 6, taps=(6,), up=2, down=3, padding=4, gain=-1.5),
         make("flipped", 1, 2, 5, 6, taps=(3, 2), padding=[0, 2, 1, 0], flip_filter=True),
