@@ -42,7 +42,12 @@ def output_channels(weight: Tensor, groups: int, transposed: bool) -> int:
 
 def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
     """As in PyTorch: a network becomes channels_last with its weights, by ``model.to(memory_format=...)``."""
-    return is_channels_last(x) or is_channels_last(weight)
+    return any(is_channels_last(t) or _is_one_channel_last(t) for t in (x, weight))
+
+
+def _is_one_channel_last(x: Tensor) -> bool:
+    """One channel fits both formats; as in PyTorch, its stride says which one is meant."""
+    return x.dim() > 2 and x.shape[1] == 1 and x.stride(1) == 1 and x.shape[2:].numel() > 1
 
 
 # --- packed weights --------------------------------------------------------------------------------------------------
