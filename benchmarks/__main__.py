@@ -16,7 +16,7 @@ from benchmarks.models import MODELS, run_models
 from benchmarks.models import MODES as MODEL_MODES
 from benchmarks.result import RESULTS, Report, read_json
 from benchmarks.runner import QUICK, Settings, run
-from benchmarks.tables import write_tables
+from benchmarks.tables import draw_convolutions, write_tables
 
 # A file or a pipe has no width of its own: wide enough there for every column.
 console = Console(width=None if sys.stdout.isatty() else 200)
@@ -81,6 +81,7 @@ def _print_and_write(report: Report, args: argparse.Namespace) -> None:
 def _tables(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     changed = write_tables()
     console.print("\n".join(f"wrote {path}" for path in changed) or "all tables are up to date", highlight=False)
+    console.print(f"drew {draw_convolutions()}", highlight=False)
     return 0
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.case import all_cases
+from benchmarks.plots import roofline
 from benchmarks.report import markdown, summary
 from benchmarks.result import RESULTS, Report, Result, read_json
 
@@ -34,6 +35,13 @@ def write_tables(root: Path = ROOT, results: Path | None = None) -> list[Path]:
             path.write_text(new)
             changed.append(path)
     return changed
+
+
+def draw_convolutions(root: Path = ROOT) -> Path:
+    """The roofline of the whole family of convolutions, from the committed results."""
+    report = committed_report()
+    rows = [r for r in report.results if r.kind == "op" and r.op.startswith("conv") and r.ratio is not None]
+    return roofline(report, rows, root / "docs" / "images" / "convolutions.png")
 
 
 def generate(text: str, report: Report) -> str:

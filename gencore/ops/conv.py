@@ -14,6 +14,7 @@ from gencore.ops._autocast import autocast
 from gencore.ops._layout import is_channels_last
 from gencore.ops.conv_checks import Size, check_epilogue, expand, find_sizes, find_transposed_sizes
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
+from gencore.processor import MKL_RUNS_AT_FULL_SPEED
 from gencore.reference.activation import activate
 
 
@@ -317,11 +318,19 @@ def _cpu_refusal(input: Tensor, *args: object, **kwargs: object) -> Reason:
 _FEW_PRODUCTS = 1 << 19
 _FEW_CHANNELS = 32  # in a group: most lanes of a vector stand idle
 _FEW_CHANNELS_TRANSPOSED = 16
-_IMAGE_CHANNELS = 4  # that many output channels have a kernel of their own; that many input channels pay in training
+_IMAGE_CHANNELS = (
+    4  # that many output channels have a kernel of their own in float32; that many input channels pay in training
+)
 # Below these, the channels_last paths of PyTorch, and its gradients at stride 1, are the faster ones.
 _MANY_PRODUCTS = 1 << 25
 _MANY_CHANNELS = 64
 _MANY_PIXELS = 512
+
+
+def _lower_precision_slower(input: Tensor) -> Reason:
+    if input.dtype == torch.bfloat16 and MKL_RUNS_AT_FULL_SPEED:
+        return "oneDNN's bfloat16 is at home on Intel's processors, whose tiles for it we do not use"
+    return None
 
 
 def _cpu_slower(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Reason:
@@ -338,7 +347,10 @@ def _cpu_slower(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Rea
         return "PyTorch's grouped convolution is faster"
     if weight.shape[2:].numel() == 1 and is_channels_last(input):
         return "PyTorch's product of matrices is faster where channels_last needs no copy"
-    if weight.shape[0] <= _IMAGE_CHANNELS and step == 1 and weight.shape[2:].numel() > 1 and weight.shape[1] >= 16:
+    if reason := _lower_precision_slower(input):
+        return reason
+    to_image = weight.shape[0] <= _IMAGE_CHANNELS and weight.shape[1] >= 16 and weight.shape[2:].numel() > 1
+    if to_image and step == 1 and input.dtype == torch.float32:
         return None
     recorded = torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad)
     if fewest < _FEW_CHANNELS and not (weight.shape[1] <= _IMAGE_CHANNELS and recorded):
@@ -355,7 +367,9 @@ def _cpu_slower_transposed(input: Tensor, weight: Tensor, *args: Any, **kwargs: 
     products = input.numel() // max(1, input.shape[1 - weight.dim()]) * weight.numel()
     if products < _FEW_PRODUCTS:
         return f"{products} products are too few to be worth the call"
-    if groups == 1 and weight.shape[1] <= _IMAGE_CHANNELS:
+    if reason := _lower_precision_slower(input):
+        return reason
+    if groups == 1 and weight.shape[1] <= _IMAGE_CHANNELS and input.dtype == torch.float32:
         return None
     fewest = min(weight.shape[0] // groups, weight.shape[1])
     if fewest < _FEW_CHANNELS_TRANSPOSED:
