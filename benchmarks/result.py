@@ -103,9 +103,9 @@ class Report:
         return slug(self.machine)
 
     def merged_over(self, older: Report) -> Report:
-        """This report, and what the older one has of other ops and modes: all sizes of an op are replaced at once."""
-        again = {(r.kind, r.op, r.device, r.mode) for r in self.results}
-        kept = [r for r in older.results if (r.kind, r.op, r.device, r.mode) not in again]
+        """This report, and what the older one has of other ops, modes and dtypes: all sizes are replaced at once."""
+        again = {(r.kind, r.op, r.device, r.mode, r.dtype) for r in self.results}
+        kept = [r for r in older.results if (r.kind, r.op, r.device, r.mode, r.dtype) not in again]
         peaks = self.peaks.best_of(older.peaks)
         rows = sorted([*kept, *self.results], key=lambda r: (r.kind != "op", r.op))
         return Report(self.machine, self.versions, peaks, [judge(r, peaks) for r in rows])

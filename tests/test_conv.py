@@ -156,6 +156,23 @@ def test_transposed_convolution_worked_example():
     assert torch.equal(y[0, 0], torch.outer(ramp, ramp))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(4, 16, 700), (4, 16, 300_000), (1, 17, 9, 3), (4, 16, 40, 3), (2, 16, 5, 4, 3)])
+def test_to_few_channels(shape, channels):
+    """Bands of the output with their sums in a buffer; rows that are too long for it; all of the epilogue."""
+    name = f"conv_transpose{len(shape) - 2}d"
+    x, weight, bias = make(name, shape, (shape[1], channels, *[5] * (len(shape) - 2)))
+    arguments = {"stride": 2, "padding": 1, "output_padding": 1}
+    wanted = getattr(F, name)(x, weight, **arguments)
+    residual, scale = torch.randn_like(wanted), torch.rand(shape[0], channels) + 0.5
+    per_channel = [shape[0], channels, *[1] * (len(shape) - 2)]
+    wanted = F.leaky_relu(wanted * scale.view(per_channel) + bias.view([1, *per_channel[1:]]) + residual)
+    for to in (lambda t: t, lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1)):
+        epilogue = {"scale": scale, "residual": to(residual), "activation": "leaky_relu"}
+        y = getattr(G, name)(to(x), weight, bias, **arguments, **epilogue, impl="cpu")
+        torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-4)
+
+
 def test_same_and_valid_padding():
     x, weight, bias = make("conv2d", (2, 4, 9, 8), (6, 4, 4, 3))
     for padding, dilation in itertools.product(("same", "valid"), (1, 2)):

@@ -12,9 +12,9 @@ namespace gencore::GENCORE_ISA {
 namespace {
 
 struct ScatterForward {
-  // Pixels whose products are made at once: these should stay in the second-level cache, with a band's sums.
-  static constexpr int64_t kPart = 24;
-  static constexpr int64_t kChunk = 96, kBandBytes = 384 * 1024;
+  // Pixels whose products are made at once, and of these added: the former stay in the first-level cache, the latter's
+  // products with a band's sums in the second. A row too long for that is none of ours.
+  static constexpr int64_t kPart = 24, kChunk = 96, kBandBytes = 384 * 1024, kMostBytes = 4 * kBandBytes;
   // Bands that are enough for any number of threads, and fewer than are worth it.
   static constexpr int64_t kEnoughBands = 16, kFewestBands = 4;
 
@@ -58,7 +58,7 @@ struct ScatterForward {
     const PanelLayout<float> rows{shape.groups, columns(), shape.in_channels, product(shape.kernel)};
     const bool dense = args.transposed || product(shape.stride) == 1;
     return rows.few() && shape.groups == 1 && layout.exists() && dense && shape.dilation[2] == 1 &&
-           shape.batch * bands >= kFewestBands;
+           shape.batch * bands >= kFewestBands && band_sums() * static_cast<int64_t>(sizeof(float)) <= kMostBytes;
   }
 
   struct FilterRow {  // where its first tap falls, from that of the first row: along `axis`, and in the sums
@@ -105,7 +105,7 @@ struct ScatterForward {
       rows = w.staged_x;
     }
     for (int64_t i = 0; i < count; i++) w.rows[i] = rows + i * channels;
-    for (int64_t part = 0; part < count; part += kPart) {  // whose rows stay in the first-level cache
+    for (int64_t part = 0; part < count; part += kPart) {
       Epilogue<float> e{};
       for (int64_t b = 0; b < layout.blocks(); b++) {
         const int64_t width = layout.vectors(b) * kLanes;
