@@ -29,20 +29,6 @@ Problem problem_of(const Tensor& x, bool per_sample, bool instance, bool channel
   return {channels_last ? BatchNormShape{n * inner, c, 1} : BatchNormShape{n, c, inner}, samples, 1};
 }
 
-// Every element in memory exactly once, in x's order: which order that is, the caller has seen to.
-void check_like(const Tensor& tensor, const char* name, const Tensor& x) {
-  check_cpu(tensor, name);
-  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " must have x's dtype");
-  STD_TORCH_CHECK(tensor.dim() == x.dim(), name, " must have x's shape");
-  int64_t expected = 1;
-  for (int64_t d = 0; d < x.dim(); d++) {
-    STD_TORCH_CHECK(tensor.size(d) == x.size(d), name, " must have x's shape");
-    STD_TORCH_CHECK(tensor.size(d) == 1 || tensor.stride(d) == x.stride(d), name, " must have x's strides");
-    expected += (x.size(d) - 1) * x.stride(d);
-  }
-  STD_TORCH_CHECK(x.numel() == 0 || expected == x.numel(), name, " must be dense");
-}
-
 const void* optional_affine(const std::optional<Tensor>& tensor, const char* name, ScalarType type, int64_t numel) {
   if (!tensor) return nullptr;
   check_dense(*tensor, name, type, numel);
