@@ -8,6 +8,7 @@ graphs and in profiles.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
@@ -206,6 +207,11 @@ class _Lists:
             values += islice(rest, place - len(values))
             values.append(list(islice(rest, length)))
         return [*values, *rest]
+
+
+def triton_kernel(module: str, name: str) -> Callable[[], Callable[..., Any]]:
+    """Looks ``name`` up in ``gencore.kernels.<module>`` when called, so that only those who use Triton import it."""
+    return lambda: getattr(import_module(f"gencore.kernels.{module}"), name)
 
 
 def differentiate(

@@ -12,7 +12,7 @@ from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, tr
 from gencore.ops._activation import EPILOGUE_ACTIVATIONS
 from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
 from gencore.ops._layout import is_channels_last
-from gencore.ops._library import define, differentiate
+from gencore.ops._library import define, differentiate, triton_kernel
 
 
 class Activation(NamedTuple):
@@ -225,15 +225,6 @@ def _backward_kernel(call: Any) -> Any:
     return backward
 
 
-def _triton(name: str) -> Any:
-    def call() -> Any:
-        import gencore.kernels.bias_act as kernels
-
-        return getattr(kernels, name)
-
-    return call
-
-
 OP = Op(
     "bias_act",
     {
@@ -303,7 +294,7 @@ _FORWARD = define(
     f"bias_act(Tensor x, {_CONFIG}) -> Tensor",
     {
         "cpu": _forward_kernel(lambda: torch.ops.gencore_c.bias_act.default),
-        "triton": _forward_kernel(_triton("bias_act")),
+        "triton": _forward_kernel(triton_kernel("bias_act", "bias_act")),
     },
     _fake_forward,
     setup_context=_save_forward,
@@ -314,7 +305,7 @@ _BACKWARD = define(
     "-> (Tensor grad_x, Tensor grad_scale, Tensor grad_noise, Tensor grad_b)",
     {
         "cpu": _backward_kernel(lambda: torch.ops.gencore_c.bias_act_backward.default),
-        "triton": _backward_kernel(_triton("bias_act_backward")),
+        "triton": _backward_kernel(triton_kernel("bias_act", "bias_act_backward")),
     },
     _fake_backward,
     setup_context=_save_backward,

@@ -11,7 +11,7 @@ from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_floating
 from gencore.ops._layout import empty, is_channels_last, workable
-from gencore.ops._library import define, differentiate
+from gencore.ops._library import define, differentiate, triton_kernel
 
 _EPS = 1e-8
 
@@ -92,15 +92,6 @@ def _backward_kernel(call: Any) -> Any:
     return backward
 
 
-def _triton(name: str) -> Any:
-    def call() -> Any:
-        import gencore.kernels.minibatch_stddev as kernels
-
-        return getattr(kernels, name)
-
-    return call
-
-
 OP = Op(
     "minibatch_stddev",
     {
@@ -148,7 +139,7 @@ _FORWARD = define(
     "minibatch_stddev(Tensor x, int group_size, int num_channels, str impl) -> Tensor",
     {
         "cpu": _forward_kernel(lambda: torch.ops.gencore_c.minibatch_stddev.default),
-        "triton": _forward_kernel(_triton("minibatch_stddev")),
+        "triton": _forward_kernel(triton_kernel("minibatch_stddev", "minibatch_stddev")),
     },
     _fake_forward,
     setup_context=_save_forward,
@@ -158,7 +149,7 @@ _BACKWARD = define(
     "minibatch_stddev_backward(Tensor grad_y, Tensor x, int group_size, int num_channels, str impl) -> Tensor",
     {
         "cpu": _backward_kernel(lambda: torch.ops.gencore_c.minibatch_stddev_backward.default),
-        "triton": _backward_kernel(_triton("minibatch_stddev_backward")),
+        "triton": _backward_kernel(triton_kernel("minibatch_stddev", "minibatch_stddev_backward")),
     },
     _fake_backward,
     setup_context=_save_backward,

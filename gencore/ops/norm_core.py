@@ -17,7 +17,7 @@ from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_ref
 from gencore.ops._activation import ACTIVATIONS
 from gencore.ops._checks import check_device, check_shape, check_tensor, compute_dtype
 from gencore.ops._layout import is_channels_last, workable
-from gencore.ops._library import define, differentiate
+from gencore.ops._library import define, differentiate, triton_kernel
 
 
 def norm_op(name: str, least: int = 0) -> Op:
@@ -221,15 +221,6 @@ def _backward_kernel(call: Any) -> Any:
     return backward
 
 
-def _triton(name: str) -> Any:
-    def call() -> Any:
-        import gencore.kernels.batch_norm_act as kernels
-
-        return getattr(kernels, name)
-
-    return call
-
-
 # --- registration ----------------------------------------------------------------------------------------------------
 
 
@@ -325,7 +316,7 @@ FORWARD = define(
     "bool instance, float eps, str activation, float negative_slope, str impl) -> (Tensor y, Tensor mean, Tensor var)",
     {
         "cpu": _forward_kernel(lambda: torch.ops.gencore_c.batch_norm_act.default),
-        "triton": _forward_kernel(_triton("batch_norm_act")),
+        "triton": _forward_kernel(triton_kernel("batch_norm_act", "batch_norm_act")),
     },
     _fake_forward,
     setup_context=_save_forward,
@@ -337,7 +328,7 @@ BACKWARD = define(
     "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
     {
         "cpu": _backward_kernel(lambda: torch.ops.gencore_c.batch_norm_act_backward.default),
-        "triton": _backward_kernel(_triton("batch_norm_act_backward")),
+        "triton": _backward_kernel(triton_kernel("batch_norm_act", "batch_norm_act_backward")),
     },
     _fake_backward,
     setup_context=_save_backward,

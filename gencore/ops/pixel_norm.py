@@ -11,7 +11,7 @@ from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_floating
 from gencore.ops._layout import is_channels_last
-from gencore.ops._library import define, differentiate
+from gencore.ops._library import define, differentiate, triton_kernel
 
 
 def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8, *, impl: str = "auto") -> Tensor:
@@ -86,15 +86,6 @@ def _backward_kernel(call: Any) -> Any:
     return backward
 
 
-def _triton(name: str) -> Any:
-    def call() -> Any:
-        import gencore.kernels.pixel_norm as kernels
-
-        return getattr(kernels, name)
-
-    return call
-
-
 # Of fewer elements, such as a batch of latent codes, plain PyTorch was measured to take as long or less.
 _FEW_ELEMENTS = 16384
 
@@ -151,7 +142,7 @@ _FORWARD = define(
     "pixel_norm(Tensor x, int dim, float eps, str impl) -> Tensor",
     {
         "cpu": _forward_kernel(lambda: torch.ops.gencore_c.pixel_norm.default),
-        "triton": _forward_kernel(_triton("pixel_norm")),
+        "triton": _forward_kernel(triton_kernel("pixel_norm", "pixel_norm")),
     },
     _fake_forward,
     setup_context=_save_forward,
@@ -161,7 +152,7 @@ _BACKWARD = define(
     "pixel_norm_backward(Tensor grad_y, Tensor x, int dim, float eps, str impl) -> Tensor",
     {
         "cpu": _backward_kernel(lambda: torch.ops.gencore_c.pixel_norm_backward.default),
-        "triton": _backward_kernel(_triton("pixel_norm_backward")),
+        "triton": _backward_kernel(triton_kernel("pixel_norm", "pixel_norm_backward")),
     },
     _fake_backward,
     setup_context=_save_backward,

@@ -10,7 +10,7 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_floating, check_same, compute_dtype
-from gencore.ops._library import define, differentiate
+from gencore.ops._library import define, differentiate, triton_kernel
 
 
 def reparameterize_kl(
@@ -100,22 +100,13 @@ def _backward_kernel(call: Any) -> Any:
     return backward
 
 
-def _triton(name: str) -> Any:
-    def call() -> Any:
-        import gencore.kernels.reparameterize_kl as kernels
-
-        return getattr(kernels, name)
-
-    return call
-
-
 _forward_kernels = {
     "cpu": _forward_kernel(lambda: torch.ops.gencore_c.reparameterize_kl.default),
-    "triton": _forward_kernel(_triton("reparameterize_kl")),
+    "triton": _forward_kernel(triton_kernel("reparameterize_kl", "reparameterize_kl")),
 }
 _backward_kernels = {
     "cpu": _backward_kernel(lambda: torch.ops.gencore_c.reparameterize_kl_backward.default),
-    "triton": _backward_kernel(_triton("reparameterize_kl_backward")),
+    "triton": _backward_kernel(triton_kernel("reparameterize_kl", "reparameterize_kl_backward")),
 }
 
 OP = Op(

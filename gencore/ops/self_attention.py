@@ -10,7 +10,7 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating, compute_dtype
-from gencore.ops._library import define, differentiate
+from gencore.ops._library import define, differentiate, triton_kernel
 
 
 def self_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float = 1.0, impl: str = "auto") -> Tensor:
@@ -140,15 +140,6 @@ def _gradients(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return _like(query, *query.shape), _like(key, *key.shape), _like(value, *value.shape)
 
 
-def _triton(name: str) -> Any:
-    def call() -> Any:
-        import gencore.kernels.self_attention as kernels
-
-        return getattr(kernels, name)
-
-    return call
-
-
 # A wider tile of queries does not fit beside the others.
 _WIDEST = 256
 
@@ -229,7 +220,7 @@ _FORWARD = define(
     "Tensor peaks, Tensor inverse_totals)",
     {
         "cpu": _forward_kernel(lambda: torch.ops.gencore_c.self_attention.default),
-        "triton": _forward_kernel(_triton("self_attention")),
+        "triton": _forward_kernel(triton_kernel("self_attention", "self_attention")),
     },
     _fake_forward,
     setup_context=_save_forward,
@@ -240,7 +231,7 @@ _BACKWARD = define(
     "Tensor inverse_totals, float scale, str impl) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
     {
         "cpu": _backward_kernel(lambda: torch.ops.gencore_c.self_attention_backward.default),
-        "triton": _backward_kernel(_triton("self_attention_backward")),
+        "triton": _backward_kernel(triton_kernel("self_attention", "self_attention_backward")),
     },
     _fake_backward,
     setup_context=_save_backward,

@@ -12,7 +12,7 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
-from gencore.ops._library import define, differentiate
+from gencore.ops._library import define, differentiate, triton_kernel
 
 
 def spectral_norm(
@@ -263,15 +263,6 @@ def _laid_out(tensors: list[Tensor], like: list[Tensor]) -> list[Tensor]:
     return [t if w.is_contiguous() else torch.empty_like(w).copy_(t) for t, w in zip(tensors, like, strict=True)]
 
 
-def _triton(name: str) -> Any:
-    def call() -> Any:
-        import gencore.kernels.spectral_norm as kernels
-
-        return getattr(kernels, name)
-
-    return call
-
-
 def _first(weights: Tensor | list[Tensor]) -> Tensor:
     """What decides for a list decides by its first tensor: the others have the same device and dtype."""
     return weights if isinstance(weights, Tensor) else weights[0]
@@ -369,7 +360,7 @@ _FORWARD = define(
     "bool[] written, str impl) -> (Tensor[] normal, Tensor sigma, Tensor vectors)",
     {
         "cpu": _forward_kernel(lambda: torch.ops.gencore_c.spectral_norm.default),
-        "triton": _forward_kernel(_triton("spectral_norm")),
+        "triton": _forward_kernel(triton_kernel("spectral_norm", "spectral_norm")),
     },
     _fake_forward,
     setup_context=_save_forward,
@@ -380,7 +371,7 @@ _BACKWARD = define(
     "float eps, int[] dims, bool[] written, str impl) -> Tensor[]",
     {
         "cpu": _backward_kernel(lambda: torch.ops.gencore_c.spectral_norm_backward.default),
-        "triton": _backward_kernel(_triton("spectral_norm_backward")),
+        "triton": _backward_kernel(triton_kernel("spectral_norm", "spectral_norm_backward")),
     },
     _fake_backward,
     setup_context=_save_backward,
