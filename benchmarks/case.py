@@ -71,9 +71,7 @@ class Maker:
         return x.to(self.device)
 
     def lay_out(self, x: Tensor) -> Tensor:
-        if self.layout == "channels_last" and x.dim() in (4, 5):
-            return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-        return x
+        return lay_out(x, self.layout)
 
 
 class Case(ABC):
@@ -122,6 +120,13 @@ class Case(ABC):
         args, kwargs = self.arguments(problem, inputs)
         explanation = gencore.explain(self.op, *args, **kwargs, impl=impl)
         return explanation.chosen or impl
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    """Images and volumes ``"channels_last"`` where that is ``layout``; everything else as it is."""
+    if layout == "channels_last" and x.dim() in (4, 5):
+        return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    return x
 
 
 def as_tuple(outputs: Tensor | Outputs) -> Outputs:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs, Outputs, Problem
+from benchmarks.case import Case, Inputs, Outputs, Problem, lay_out
 
 #: Errors below this many roundings of the dtype are never held against anybody.
 FLOOR_ROUNDINGS = 4
@@ -53,7 +53,9 @@ def compute(
     wanted = [leaves[name] for name in names]
     twice = mode == "double backward"
     outputs = function(leaves)
-    weights = [c.to(out.dtype) for c, out in zip(cotangents or make_cotangents(outputs), outputs, strict=True)]
+    weights = [
+        c.to(out.dtype) for c, out in zip(cotangents or make_cotangents(outputs, "contiguous"), outputs, strict=True)
+    ]
     found = _named("output", tuple(out.detach() for out in outputs))
     grads = torch.autograd.grad(outputs, wanted, weights, create_graph=twice, materialize_grads=True)
     found |= {f"gradient of {n}": g.detach() for n, g in zip(names, grads, strict=True)}
@@ -63,25 +65,28 @@ def compute(
     return found
 
 
-def make_cotangents(outputs: Outputs) -> list[Tensor]:
-    """A fixed standard normal weight for every output, in its dtype and layout."""
+def make_cotangents(outputs: Outputs, layout: str) -> list[Tensor]:
+    """A fixed standard normal weight for every output, in its dtype.
+
+    Its layout is that of the row, as the next layer of such a network would send it: PyTorch returns some outputs
+    contiguous whatever came in.
+    """
     generator = torch.Generator().manual_seed(1)
-    return [
-        torch.empty_like(out).copy_(torch.randn(out.shape, generator=generator).to(out.device)).detach()
-        for out in outputs
-    ]
+    return [lay_out(torch.randn(out.shape, generator=generator).to(out), layout) for out in outputs]
 
 
 class Gate:
     """The oracle of one problem on one set of inputs; asked once for ours (each implementation) and for every peer."""
 
-    def __init__(self, case: Case, problem: Problem, inputs: Inputs, modes: Sequence[str], seed: int = 0) -> None:
-        self._case, self._problem, self._inputs, self._seed = case, problem, inputs, seed
+    def __init__(
+        self, case: Case, problem: Problem, inputs: Inputs, modes: Sequence[str], layout: str = "contiguous"
+    ) -> None:
+        self._case, self._problem, self._inputs = case, problem, inputs
         self._mode = max(modes, key=lambda m: ("forward", "forward+backward", "double backward").index(m))
         self.cotangents: list[Tensor] | None = None  # the first run makes them
         reference = self._run(lambda x: case.reference(problem, x), self._copy())
         outputs = tuple(x for name, x in reference.items() if name.startswith("output"))
-        self.cotangents = make_cotangents(outputs)
+        self.cotangents = make_cotangents(outputs, layout)
         self._oracle = self._run(lambda x: case.reference(problem, x), self._copy(torch.float64))
         self._pytorch_error = {name: relative_error(reference[name], self._oracle[name]) for name in self._oracle}
 
@@ -117,7 +122,7 @@ class Gate:
         }
 
     def _run(self, function: Callable[[Inputs], Outputs], inputs: Inputs, mode: str | None = None) -> dict[str, Tensor]:
-        torch.manual_seed(self._seed)
+        torch.manual_seed(0)
         cotangents = None if mode == "forward" else self.cotangents
         return compute(function, inputs, self._case.differentiable, mode or self._mode, cotangents)
 

@@ -112,7 +112,7 @@ def run_problem(
     inputs = case.inputs(problem, make)
     impls = tuple(OPS[case.op].implementations) if settings.impls == ("all",) else settings.impls
     entered = contenders(
-        case, problem, inputs, Gate(case, problem, inputs, modes), impls=impls, compiled=settings.compiled
+        case, problem, inputs, Gate(case, problem, inputs, modes, layout), impls=impls, compiled=settings.compiled
     )
     results = []
     for mode in modes:

@@ -44,7 +44,7 @@ def allocator() -> Iterator[None]:
 def test_op(benchmark: Any, case: Case, problem: Problem, layout: str, mode: str, side: str) -> None:
     make = Maker(torch.float32, torch.device("cpu"), layout, torch.Generator().manual_seed(0))
     inputs = case.inputs(problem, make)
-    gate = Gate(case, problem, inputs, [mode])
+    gate = Gate(case, problem, inputs, [mode], layout)
     field = contenders(case, problem, inputs, gate, impls=("auto",), compiled=False)
     assert field.ours, f"nothing of ours runs: {field.refused_ours}"
     function = field.peers["eager"] if side == "eager" else next(iter(field.ours.values()))

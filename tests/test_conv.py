@@ -322,12 +322,17 @@ def test_results_do_not_depend_on_threads_or_runs():
         torch.set_num_threads(threads)
 
 
-def test_packed_weights_follow_every_change():
-    x, weight, _ = make("conv2d", (1, 8, 6, 6), (8, 8, 3, 3))
+@pytest.mark.parametrize("channels", [8, 128])
+def test_packed_weights_follow_every_change(channels):
+    """Changes of all signs or exponents too, which a weak hash of many equal blocks misses."""
+    x, weight, _ = make("conv2d", (1, channels, 6, 6), (channels, channels, 3, 3))
     for change in (
         lambda: weight.add_(1),
         lambda: weight.data.mul_(0.5),  # leaves the version counter alone
+        lambda: weight.data.neg_(),
+        lambda: weight.data.mul_(4),
         lambda: weight.data.view(-1)[17:18].add_(1),
+        lambda: weight.numpy().__imul__(-0.125),
         lambda: weight.numpy().__imul__(3.0),
     ):
         G.conv2d(x, weight, impl="cpu")

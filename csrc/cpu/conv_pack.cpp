@@ -92,6 +92,11 @@ void pack(const ConvPackArgs& args) {
   });
 }
 
+uint64_t mix(uint64_t hash, uint64_t word) {
+  hash = (hash ^ word) * 0x9E3779B97F4A7C15ull;
+  return hash ^ (hash >> 32);
+}
+
 }  // namespace
 
 void conv_pack(const ConvPackArgs& args) {
@@ -105,8 +110,9 @@ void conv_pack(const ConvPackArgs& args) {
   }
 }
 
-// A hash that any change of the data changes, but for one chance in 2^32: a packed weight is reused only while this
-// agrees too, because changes through `tensor.data` leave the version counter alone.
+// A hash that a change of the data changes, but for one chance in 2^32: a packed weight is reused only while this
+// agrees too, because changes through `tensor.data` leave the version counter alone. A product alone carries bits
+// upwards only, and a change of all signs or exponents could cancel out: the shift brings them down again.
 void fingerprint(const FingerprintArgs& args) {
   constexpr int64_t kChunk = 1 << 18, kStreams = 8;
   constexpr int64_t step = kStreams * sizeof(vuint);
@@ -127,17 +133,18 @@ void fingerprint(const FingerprintArgs& args) {
         for (int i = 0; i < kStreams; i++) {
           vuint word;
           std::memcpy(&word, p + at + i * sizeof word, sizeof word);
-          h[i] = h[i] * 0x9E3779B1u + word;
+          h[i] = (h[i] ^ word) * 0x9E3779B1u;
+          h[i] ^= h[i] >> 15;
         }
       uint64_t hash = static_cast<uint64_t>(bytes);
-      for (; at < bytes; at++) hash = hash * 0x100000001B3ull + static_cast<unsigned char>(p[at]);
+      for (; at < bytes; at++) hash = mix(hash, static_cast<unsigned char>(p[at]));
       for (int i = 0; i < kStreams; i++)
-        for (int lane = 0; lane < kLanes; lane++) hash = (hash ^ h[i][lane]) * 0x9E3779B97F4A7C15ull;
+        for (int lane = 0; lane < kLanes; lane++) hash = mix(hash, h[i][lane]);
       hashes[chunk] = hash;
     }
   });
   uint64_t hash = 0;
-  for (int64_t chunk = 0; chunk < chunks; chunk++) hash = (hash ^ hashes[chunk]) * 0x9E3779B97F4A7C15ull + 1;
+  for (int64_t chunk = 0; chunk < chunks; chunk++) hash = mix(hash, hashes[chunk]);
   *args.result = hash;
 }
 

@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t kStreamBytes = 16 << 20;
 // Elements below which a second thread costs more than it brings.
 constexpr int64_t kGrain = 16384;
+// Sums of input rows that are made before the first of them is filtered: a load that straddles two stores waits until
+// both have left the store buffer, and by then they have.
+constexpr int64_t kBlock = 8;
 
 GENCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 GENCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -73,6 +76,19 @@ GENCORE_INLINE void interleave(vfloat a, vfloat b, vfloat* low, vfloat* high) {
 GENCORE_INLINE void interleave(double a, double b, double* low, double* high) {
   *low = a;
   *high = b;
+}
+
+// The other way round: the even ones of both, and the odd ones.
+GENCORE_INLINE void separate(vfloat low, vfloat high, vfloat* even, vfloat* odd) {
+  vint e;
+  for (int i = 0; i < kLanes; i++) e[i] = 2 * i;
+  const vfloat a = __builtin_shuffle(low, high, e);
+  *odd = __builtin_shuffle(low, high, e + 1);
+  *even = a;
+}
+GENCORE_INLINE void separate(double low, double high, double* even, double* odd) {
+  *even = low;
+  *odd = high;
 }
 
 template <class T>
@@ -162,10 +178,16 @@ struct Fir {
       for (int64_t i = 0; i < sources; i++) w.source_row[i] = -1;
       for (int64_t r = 0; r < x_axis.phases; r++) w.counts[r] = 0;
       if (separable) add_terms(row_taps, w.sources, w);
-      int64_t image = begin / args.out_height, o = begin % args.out_height;
-      for (int64_t task = begin; task < end; task++) {
-        output_row(image, o, w);
-        if (++o == args.out_height) image++, o = 0;
+      for (int64_t task = begin; task < end;) {
+        const int64_t image = task / args.out_height, o = task % args.out_height;
+        const int64_t count = smaller(smaller(kBlock, end - task), args.out_height - o);
+        if (separable) {
+          for (int64_t i = 0; i < count; i++) sum_rows(image, o + i, w.sources + i * source_size, w);
+          for (int64_t i = 0; i < count; i++) filter_row(image, o + i, i * source_size, w);
+        } else {
+          for (int64_t i = 0; i < count; i++) filter_rows(image, o + i, w);
+        }
+        task += count;
       }
       if (streaming) stream_fence();
     });
@@ -187,8 +209,8 @@ struct Fir {
     // Vectors read past the end of what they need, by four of them at most.
     length = ceil_div(margin + highest + 1, x_axis.step) * x_axis.step;
     source_size = length * channels + 5 * lanes * x_axis.step;
-    sources = separable ? 1 : ceil_div(args.filter_height, y_axis.up);
-    most_terms *= sources;
+    sources = separable ? kBlock : ceil_div(args.filter_height, y_axis.up);
+    if (!separable) most_terms *= sources;
   }
 
   Work take(Arena& arena) const {
@@ -201,28 +223,25 @@ struct Fir {
     return w;
   }
 
-  void output_row(int64_t image, int64_t o, Work& w) const {
+  // An output row of a filter that is no product: its input rows are kept, and all their taps are terms.
+  void filter_rows(int64_t image, int64_t o, Work& w) const {
     const Phase& phase = rows[o];
     const int64_t begin = larger(0, -phase.base), end = smaller(phase.count, args.in_height - phase.base);
     const T* x = static_cast<const T*>(args.x) + image * args.in_height * args.in_width * channels;
-    if (separable) {
-      sum_rows(x, phase, begin, end, w);
-    } else {
-      for (int64_t r = 0; r < x_axis.phases; r++) w.counts[r] = 0;
-      for (int64_t j = begin; j < end; j++) {
-        const int64_t row = phase.base + j, slot = row % sources;
-        C* source = w.sources + slot * source_size;
-        if (w.source_row[slot] != image * args.in_height + row) {
-          w.source_row[slot] = image * args.in_height + row;
-          const C one = 1;
-          const T* from = x + row * args.in_width * channels;
-          weigh_rows<1>(&from, &one, row_length(), false, target(source, w));
-          spread(source, w);
-        }
-        add_terms(row_taps + (phase.first + j * y_axis.up) * args.filter_width, source, w);
+    for (int64_t r = 0; r < x_axis.phases; r++) w.counts[r] = 0;
+    for (int64_t j = begin; j < end; j++) {
+      const int64_t row = phase.base + j, slot = row % sources;
+      C* source = w.sources + slot * source_size;
+      if (w.source_row[slot] != image * args.in_height + row) {
+        w.source_row[slot] = image * args.in_height + row;
+        const C one = 1;
+        const T* from = x + row * args.in_width * channels;
+        weigh_rows<1>(&from, &one, row_length(), false, target(source, w));
+        spread(source, w);
       }
+      add_terms(row_taps + (phase.first + j * y_axis.up) * args.filter_width, source, w);
     }
-    filter_row(image, o, w);
+    filter_row(image, o, 0, w);
   }
 
   int64_t row_length() const { return args.in_width * channels; }
@@ -237,7 +256,14 @@ struct Fir {
     const int64_t step = x_axis.step, part = source_size / step;
     if (step == 2) {
       C *even = source + margin / 2, *odd = even + part;
-      for (int64_t i = 0; i < args.in_width / 2; i++) {
+      int64_t i = 0;
+      for (; i + lanes <= args.in_width / 2; i += lanes) {
+        V low = load(w.line + 2 * i), high = load(w.line + 2 * i + lanes);
+        separate(low, high, &low, &high);
+        store(even + i, low, lanes);
+        store(odd + i, high, lanes);
+      }
+      for (; i < args.in_width / 2; i++) {
         even[i] = w.line[2 * i];
         odd[i] = w.line[2 * i + 1];
       }
@@ -247,8 +273,11 @@ struct Fir {
     }
   }
 
-  void sum_rows(const T* x, const Phase& phase, int64_t begin, int64_t end, Work& w) const {
-    C* to = target(w.sources, w);
+  void sum_rows(int64_t image, int64_t o, C* source, Work& w) const {
+    const Phase& phase = rows[o];
+    const int64_t begin = larger(0, -phase.base), end = smaller(phase.count, args.in_height - phase.base);
+    const T* x = static_cast<const T*>(args.x) + image * args.in_height * row_length();
+    C* to = target(source, w);
     if (begin >= end) {
       std::memset(to, 0, row_length() * sizeof(C));
     } else {
@@ -275,7 +304,7 @@ struct Fir {
         }
       }
     }
-    spread(w.sources, w);
+    spread(source, w);
   }
 
   template <int count>
@@ -333,51 +362,52 @@ struct Fir {
     return f;
   }
 
-  void filter_row(int64_t image, int64_t o, Work& w) const {
+  // `from`: where the sums lie behind those that the terms point to.
+  void filter_row(int64_t image, int64_t o, int64_t from, Work& w) const {
     const Finish finish = make_finish(image, o);
     T* y = static_cast<T*>(args.y) + (image * args.out_height + o) * args.out_width * channels;
     if (!planar)
-      filter_pixels(finish, y, w);
+      filter_pixels(finish, y, from, w);
     else if (x_axis.phases == 1)
-      filter_one_phase(finish, y, w);
+      filter_one_phase(finish, y, from, w);
     else if (x_axis.phases == 2)
-      filter_two_phases(finish, y, w);
+      filter_two_phases(finish, y, from, w);
     else
-      filter_phases(finish, y, w);
+      filter_phases(finish, y, from, w);
   }
 
-  void filter_one_phase(const Finish& finish, T* y, const Work& w) const {
+  void filter_one_phase(const Finish& finish, T* y, int64_t from, const Work& w) const {
     const int64_t size = args.out_width * channels, count = w.counts[0];
     int64_t i = 0;
     for (; i + 4 * lanes <= size; i += 4 * lanes) {
       V sum[4];
-      add_up(w.terms, count, i, sum);
+      add_up(w.terms, count, from + i, sum);
       for (int j = 0; j < 4; j++) put(y + i + j * lanes, finish(sum[j], i + j * lanes, lanes, C{0}), lanes);
     }
     for (; i < size; i += lanes) {
       V sum[1];
-      add_up(w.terms, count, i, sum);
+      add_up(w.terms, count, from + i, sum);
       const int64_t n = smaller(lanes, size - i);
       put(y + i, finish(sum[0], i, n, C{0}), n);
     }
   }
 
-  void filter_two_phases(const Finish& finish, T* y, const Work& w) const {
+  void filter_two_phases(const Finish& finish, T* y, int64_t from, const Work& w) const {
     const int64_t size = args.out_width;
     const Term* odd_terms = w.terms + most_terms;
     int64_t i = 0;
     for (; i + 4 * lanes <= size; i += 4 * lanes) {
       V even[2], odd[2], out[4];
-      add_up(w.terms, w.counts[0], i / 2, even);
-      add_up(odd_terms, w.counts[1], i / 2, odd);
+      add_up(w.terms, w.counts[0], from + i / 2, even);
+      add_up(odd_terms, w.counts[1], from + i / 2, odd);
       interleave(even[0], odd[0], &out[0], &out[1]);
       interleave(even[1], odd[1], &out[2], &out[3]);
       for (int j = 0; j < 4; j++) put(y + i + j * lanes, finish(out[j], i + j * lanes, lanes, C{0}), lanes);
     }
     for (; i < size; i += 2 * lanes) {
       V even[1], odd[1], out[2];
-      add_up(w.terms, w.counts[0], i / 2, even);
-      add_up(odd_terms, w.counts[1], i / 2, odd);
+      add_up(w.terms, w.counts[0], from + i / 2, even);
+      add_up(odd_terms, w.counts[1], from + i / 2, odd);
       interleave(even[0], odd[0], &out[0], &out[1]);
       for (int j = 0; j < 2 && i + j * lanes < size; j++) {
         const int64_t at = i + j * lanes, n = smaller(lanes, size - at);
@@ -386,14 +416,14 @@ struct Fir {
     }
   }
 
-  void filter_phases(const Finish& finish, T* y, const Work& w) const {
+  void filter_phases(const Finish& finish, T* y, int64_t from, const Work& w) const {
     const int64_t size = args.out_width;
     for (int64_t o = 0; o < size; o++) {
       const int64_t r = o % x_axis.phases, q = o / x_axis.phases;
       C sum = 0;
       for (int64_t t = 0; t < w.counts[r]; t++) {
         const Term& term = w.terms[r * most_terms + t];
-        sum += term.tap * term.row[q];
+        sum += term.tap * term.row[from + q];
       }
       w.line[o] = sum;
     }
@@ -403,9 +433,9 @@ struct Fir {
     }
   }
 
-  void filter_pixels(const Finish& finish, T* y, const Work& w) const {
+  void filter_pixels(const Finish& finish, T* y, int64_t from, const Work& w) const {
     for (int64_t o = 0; o < args.out_width; o++, y += channels) {
-      const int64_t r = o % x_axis.phases, offset = o / x_axis.phases * x_axis.step * channels;
+      const int64_t r = o % x_axis.phases, offset = from + o / x_axis.phases * x_axis.step * channels;
       const Term* terms = w.terms + r * most_terms;
       const C noise = finish.noise ? finish.noise[o] : C{0};
       int64_t c = 0;
