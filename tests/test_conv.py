@@ -15,7 +15,7 @@ import gencore.functional as G
 import gencore.nn
 from gencore import UnsupportedImplementation, explain
 from gencore.extension import EXTENSION
-from gencore.ops import conv_core
+from gencore.ops import conv_core, conv_packing
 from tests.accuracy import Comparison, assert_accurate
 
 pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
@@ -343,9 +343,9 @@ def test_packed_weights_follow_every_change(channels):
 def test_packed_weights_are_freed_with_the_weight():
     x, weight, _ = make("conv2d", (1, 8, 6, 6), (8, 8, 3, 3))
     G.conv2d(x, weight, impl="cpu")
-    held = len(conv_core._packed_weights)
+    held = len(conv_packing._packed_weights)
     del weight
-    assert len(conv_core._packed_weights) == held - 1
+    assert len(conv_packing._packed_weights) == held - 1
 
 
 def test_infinities_stay_where_they_belong():

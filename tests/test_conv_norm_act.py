@@ -281,8 +281,8 @@ def test_moments_refuse_what_they_cannot_take() -> None:
         conv_moments.MOMENTS(*(t.half() for t in call[:3]), *call[3:])
     x, weight, bias = call[:3]
     raw = torch.ops.gencore_c
-    packed = torch.empty(raw.conv_packed_bytes(weight, 1, True), dtype=torch.uint8)
-    raw.conv_pack(weight, 1, True, packed)
+    packed = torch.empty(raw.conv_packed_bytes(weight, 1, True, False), dtype=torch.uint8)
+    raw.conv_pack(weight, 1, True, False, packed)
     geometry = (1, [3, 3], [1, 1], [1, 1], [1, 1], False)
     y = torch.empty(2, 70, 13, 9)
     for activation, moments, message in (
@@ -292,7 +292,7 @@ def test_moments_refuse_what_they_cannot_take() -> None:
         (0, (torch.empty(70, dtype=torch.float64), torch.empty(70)), "mean has the wrong dtype"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            raw.conv_forward(x, packed, None, bias, None, None, *geometry, activation, 0.0, y, *moments)
+            raw.conv_forward(x, packed, None, bias, None, None, *geometry, activation, 0.0, False, y, *moments)
 
 
 @pytest.mark.parametrize("case", ["conv1d", "conv_transpose2d"])

@@ -97,26 +97,36 @@ ConvPackArgs pack_args(const Tensor& weight, int64_t groups, bool columns_first,
   return args;
 }
 
-int64_t packed_bytes(const Tensor& weight, int64_t groups, bool columns_first) {
+// For conv_winograd, whose panels are those of a float32 filter of 3x3, or for conv_forward.
+void run_pack(const ConvPackArgs& args, bool winograd) {
+  if (!winograd) return run_conv_pack(args);
+  STD_TORCH_CHECK(args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] == 1 && args.kernel[1] == 3 &&
+                      args.kernel[2] == 3,
+                  "winograd takes float32 filters of 3x3 without groups");
+  run_conv_winograd_pack(args);
+}
+
+int64_t packed_bytes(const Tensor& weight, int64_t groups, bool columns_first, bool winograd) {
   int64_t bytes = 0;
-  run_conv_pack(pack_args(weight, groups, columns_first, &bytes));
+  run_pack(pack_args(weight, groups, columns_first, &bytes), winograd);
   return bytes;
 }
 
-void pack(const Tensor& weight, int64_t groups, bool columns_first, Tensor packed) {
+void pack(const Tensor& weight, int64_t groups, bool columns_first, bool winograd, Tensor packed) {
   int64_t bytes = 0;
   ConvPackArgs args = pack_args(weight, groups, columns_first, &bytes);
-  run_conv_pack(args);
+  run_pack(args, winograd);
   check_dense(packed, "packed", ScalarType::Byte, bytes);
   args.packed = packed.mutable_data_ptr();
-  run_conv_pack(args);
+  run_pack(args, winograd);
 }
 
-void forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& scale,
+// Whether the result is right: winograd's is not where an input is not finite.
+bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& scale,
              const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
              const std::optional<Tensor>& slopes, int64_t groups, const Sizes& kernel, const Sizes& stride,
              const Sizes& padding, const Sizes& dilation, bool transposed, int64_t activation, double negative_slope,
-             Tensor y, std::optional<Tensor> mean, std::optional<Tensor> var) {
+             bool winograd, Tensor y, std::optional<Tensor> mean, std::optional<Tensor> var) {
   const ScalarType type = x.scalar_type();
   ConvForwardArgs args{};
   args.dtype = conv_dtype(x, "x");
@@ -136,7 +146,7 @@ void forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
   expected.columns_first = true;
   expected.dtype = args.dtype;
   expected.bytes = &bytes;
-  run_conv_pack(expected);
+  run_pack(expected, winograd);
   check_dense(packed, "packed", ScalarType::Byte, bytes);
   args.packed = packed.const_data_ptr();
   if (scale) {
@@ -172,7 +182,20 @@ void forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
     args.mean = mean->mutable_data_ptr();
     args.var = var->mutable_data_ptr();
   }
-  if (y.numel() > 0) run_conv_forward(args);
+  bool finite = true;
+  if (y.numel() == 0) return finite;
+  if (!winograd) {
+    run_conv_forward(args);
+    return finite;
+  }
+  for (int a = 0; a < 3; a++)
+    STD_TORCH_CHECK(args.shape.stride[a] == 1 && args.shape.dilation[a] == 1,
+                    "winograd takes a stride of 1, undilated");
+  STD_TORCH_CHECK(args.shape.padding[0] == 0 && out.size[0] == in.size[0] && !mean,
+                  "winograd takes images, and gathers no statistics");
+  args.finite = &finite;
+  run_conv_winograd(args);
+  return finite;
 }
 
 void weight_gradient(const Tensor& dense, const Tensor& gathered, int64_t groups, const Sizes& kernel,
@@ -209,14 +232,14 @@ int64_t fingerprint_of(const Tensor& tensor) {
 }  // namespace gencore
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
-  m.def("conv_packed_bytes(Tensor weight, int groups, bool columns_first) -> int");
-  m.def("conv_pack(Tensor weight, int groups, bool columns_first, Tensor(a!) packed) -> ()");
+  m.def("conv_packed_bytes(Tensor weight, int groups, bool columns_first, bool winograd) -> int");
+  m.def("conv_pack(Tensor weight, int groups, bool columns_first, bool winograd, Tensor(a!) packed) -> ()");
   m.def(
       "conv_forward(Tensor x, Tensor packed, Tensor? scale, Tensor? bias, Tensor? residual, Tensor? slopes, int "
       "groups, "
       "int[] kernel, int[] stride, int[] padding, int[] dilation, bool transposed, int activation, float "
       "negative_slope, "
-      "Tensor(a!) y, Tensor(b!)? mean=None, Tensor(c!)? var=None) -> ()");
+      "bool winograd, Tensor(a!) y, Tensor(b!)? mean=None, Tensor(c!)? var=None) -> bool");
   m.def(
       "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "
       "int[] dilation, Tensor(a!) grad_weight) -> ()");

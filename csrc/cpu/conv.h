@@ -11,6 +11,7 @@
 //                     phase sees the same few taps at step 1, so it is a small dense convolution and no zero is
 //                     inserted
 //   input gradient    of the one is the other, with the weight packed along its other dimension
+//   3x3 at stride 1   conv_winograd, where there are enough channels and pixels
 //   weight gradient   conv_weight_gradient: outer products of pixel rows, summed over pixels
 #pragma once
 
@@ -50,6 +51,7 @@ struct ConvForwardArgs {
   Activation activation;
   double negative_slope;  // for LeakyReLU
   Dtype dtype;
+  bool* finite;  // conv_winograd's: whether all sums are
 };
 
 // The weight [groups * d0, d1, kernel...] with any strides, as panels for conv_forward: the tile's columns run along
@@ -87,5 +89,7 @@ struct FingerprintArgs {
 
 GENCORE_DECLARE_KERNEL(conv_forward, const ConvForwardArgs&)
 GENCORE_DECLARE_KERNEL(conv_pack, const ConvPackArgs&)
+GENCORE_DECLARE_KERNEL(conv_winograd, const ConvForwardArgs&)
+GENCORE_DECLARE_KERNEL(conv_winograd_pack, const ConvPackArgs&)
 GENCORE_DECLARE_KERNEL(conv_weight_gradient, const ConvWeightGradientArgs&)
 GENCORE_DECLARE_KERNEL(fingerprint, const FingerprintArgs&)

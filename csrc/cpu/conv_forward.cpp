@@ -46,10 +46,6 @@ struct Forward {
     T* staged_y;
   };
 
-  int64_t box_rows(int axis) const {  // input indices under a box, at most
-    return smaller(shape.in_size[axis],
-                   (boxes.step[axis + 1] - 1) * g.input_step[axis] + g.high[axis] - g.low[axis] + 1);
-  }
   int64_t length_cuts() const {
     return ceil_div(layout.length * kMaxVectors * Tile<T>::lanes * static_cast<int64_t>(sizeof(T)), kPanelBytes) + 1;
   }
@@ -68,50 +64,24 @@ struct Forward {
     w.slopes = arena.take<Sum>(layout.block);
     if (args.mean) w.moments = arena.take<Moments<T>>(1);
     if (!args.x_channels_last)
-      w.staged_x = arena.take<T>(boxes.step[0] * box_rows(0) * box_rows(1) * box_rows(2) * shape.in_channels);
+      w.staged_x = arena.take<T>(boxes.step[0] * input_extent(g, boxes, 0) * input_extent(g, boxes, 1) *
+                                 input_extent(g, boxes, 2) * shape.in_channels);
     if (!args.y_channels_last) w.staged_y = arena.take<T>(capacity * g.phases * layout.block);
     return w;
   }
 
-  // The part of the output that a box of the grid covers, all phases together.
-  Box output_box(const Box& box) const {
-    Box out = box;
-    for (int a = 0; a < 3; a++) {
-      out.origin[a] = box.origin[a] * g.output_step[a];
-      out.count[a] = smaller(box.count[a] * g.output_step[a], shape.out_size[a] - out.origin[a]);
-    }
-    return out;
-  }
-
   // Where rows of the box's input are: in place, or copied to pixel rows.
   const T* input_rows(const Box& box, Work& w, PixelStrides& strides) const {
-    const T* x = static_cast<const T*>(args.x);
-    if (args.x_channels_last) {
-      strides = channels_last_strides(shape.in_channels, shape.in_size);
-      return x;
-    }
-    Box input = box;
-    for (int a = 0; a < 3; a++) {
-      const int64_t begin = larger(0, box.origin[a] * g.input_step[a] + g.low[a]);
-      const int64_t end =
-          smaller(shape.in_size[a], (box.origin[a] + box.count[a] - 1) * g.input_step[a] + g.high[a] + 1);
-      input.origin[a] = begin;
-      input.count[a] = larger(0, end - begin);
-    }
-    if (input.pixels() > 0)
-      copy_box<true>(const_cast<T*>(x), shape.in_channels, shape.in_size, input, 0, shape.in_channels, w.staged_x,
-                     shape.in_channels);
-    strides = channels_last_strides(shape.in_channels, input.count);
-    int64_t origin = input.batch * strides.batch;
-    for (int a = 0; a < 3; a++) origin += input.origin[a] * strides.axis[a];
-    return w.staged_x - origin;
+    if (!args.x_channels_last) return stage_input(g, args.x, box, w.staged_x, strides);
+    strides = channels_last_strides(shape.in_channels, shape.in_size);
+    return static_cast<const T*>(args.x);
   }
 
   void make_tables(const Box& box, Work& w) const {
     list_pixels(box, boxes.batch_inside, w.pixels);
     PixelStrides x_strides, y_strides;
     const T* x = input_rows(box, w, x_strides);
-    const Box out_box = output_box(box);
+    const Box out_box = output_box(g, box);
     T* y = static_cast<T*>(args.y);
     if (args.y_channels_last) {
       y_strides = channels_last_strides(shape.out_channels, shape.out_size);
@@ -208,7 +178,7 @@ struct Forward {
     e.partial = w.partial;
     e.has_residual = args.residual != nullptr;
     e.moments = w.moments;
-    const Box out_box = output_box(box);
+    const Box out_box = output_box(g, box);
     if (args.y_channels_last)
       e.residual = static_cast<const char*>(args.residual) - static_cast<char*>(args.y);
     else if (e.has_residual)
@@ -273,7 +243,7 @@ struct Forward {
     });
     if (args.mean)
       box_moments.finish(
-          boxes.number, [&](int64_t b) { return output_box(box_at(boxes, shape.batch, g.grid, b)).pixels(); },
+          boxes.number, [&](int64_t b) { return output_box(g, box_at(boxes, shape.batch, g.grid, b)).pixels(); },
           static_cast<Sum*>(args.mean), static_cast<Sum*>(args.var));
   }
 };

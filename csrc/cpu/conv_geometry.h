@@ -235,6 +235,22 @@ inline void list_rows(const Geometry& g, const Tap* taps, int64_t tap_count, con
   }
 }
 
+// The part of the output that a box of the grid covers, all phases together.
+inline Box output_box(const Geometry& g, const Box& box) {
+  Box out = box;
+  for (int a = 0; a < 3; a++) {
+    out.origin[a] = box.origin[a] * g.output_step[a];
+    out.count[a] = smaller(box.count[a] * g.output_step[a], g.shape.out_size[a] - out.origin[a]);
+  }
+  return out;
+}
+
+// Input indices under a box, at most.
+inline int64_t input_extent(const Geometry& g, const Boxes& boxes, int axis) {
+  return smaller(g.shape.in_size[axis],
+                 (boxes.step[axis + 1] - 1) * g.input_step[axis] + g.high[axis] - g.low[axis] + 1);
+}
+
 // --- contiguous images, a box at a time ------------------------------------------------------------------------------
 
 // Copies channels [channel, channel + channels) of a box between a contiguous image [batch, all_channels, size...] and
@@ -261,6 +277,27 @@ inline void copy_box(T* image, int64_t all_channels, const int64_t (&size)[3], c
           transpose(rows, row_stride, from, plane, run, channels);
         rows += run * row_stride;
       }
+}
+
+// The input under a box as pixel rows in `staged`; what is returned is where the first row of the whole image would be.
+template <class T>
+inline const T* stage_input(const Geometry& g, const void* x, const Box& box, T* staged, PixelStrides& strides) {
+  Box input = box;
+  for (int a = 0; a < 3; a++) {
+    const int64_t begin = larger(0, box.origin[a] * g.input_step[a] + g.low[a]);
+    const int64_t end =
+        smaller(g.shape.in_size[a], (box.origin[a] + box.count[a] - 1) * g.input_step[a] + g.high[a] + 1);
+    input.origin[a] = begin;
+    input.count[a] = larger(0, end - begin);
+  }
+  const int64_t channels = g.shape.in_channels;
+  if (input.pixels() > 0)
+    copy_box<true>(static_cast<T*>(const_cast<void*>(x)), channels, g.shape.in_size, input, 0, channels, staged,
+                   channels);
+  strides = channels_last_strides(channels, input.count);
+  int64_t origin = input.batch * strides.batch;
+  for (int a = 0; a < 3; a++) origin += input.origin[a] * strides.axis[a];
+  return staged - origin;
 }
 
 // The same from an image in channels_last.

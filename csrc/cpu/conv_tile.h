@@ -29,6 +29,7 @@ struct Epilogue {
   bool resume;          // add `partial`
   bool finish;          // apply the epilogue; else leave the sums in `partial`
   Moments<T>* moments;  // where the statistics of what is stored go, or null
+  int64_t longest_run = kRun;
 };
 
 GENCORE_INLINE vdouble map_lanes(vdouble v, double (*function)(double)) {
@@ -80,7 +81,7 @@ void run_tile(const Segment<T>* segments, int64_t count, int64_t pixel, const Ep
   using V = typename Tile<T>::V;
   constexpr int lanes = Tile<T>::lanes, width = NV * lanes;
   V sum[MR][NV];
-  multiply_segments<T, native, MR, NV>(segments, count, pixel, sum);
+  multiply_segments<T, native, MR, NV>(segments, count, pixel, e.longest_run, sum);
   if (e.resume) {
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++)

@@ -18,7 +18,6 @@ Public functions and the tables of implementations are in :mod:`gencore.ops.conv
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._checks import compute_dtype
 from gencore.ops._layout import empty, is_channels_last, workable
 from gencore.ops._library import define
+from gencore.ops.conv_packing import Packed, fits_winograd
 from gencore.reference.conv import scale_weight, split_channels
 
 FUSED_IN_TRAINING = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
@@ -48,43 +48,6 @@ def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
 def _is_one_channel_last(x: Tensor) -> bool:
     """One channel fits both formats; as in PyTorch, its stride says which one is meant."""
     return x.dim() > 2 and x.shape[1] == 1 and x.stride(1) == 1 and x.shape[2:].numel() > 1
-
-
-# --- packed weights --------------------------------------------------------------------------------------------------
-
-# (id of the weight, columns_first, groups) -> (weak reference to it, what it was when it was packed, packed panels).
-_packed_weights: dict[tuple[int, bool, int], tuple[Any, tuple[Any, ...], Tensor]] = {}
-
-
-class _Packed:
-    """The panels of a weight, taken out of the cache for one call: a concurrent call of the same layer packs its own.
-
-    A packed weight is used again while the version counter stands still *and* a hash of the weight agrees: changes
-    through ``weight.data`` do not move the counter.
-    """
-
-    def __init__(self, weight: Tensor, groups: int, columns_first: bool) -> None:
-        self.weight, self.key = weight, (id(weight), columns_first, groups)
-
-    def __enter__(self) -> Tensor:
-        weight, ops = self.weight, torch.ops.gencore_c
-        version = -1 if weight.is_inference() else weight._version
-        state = (version, ops.fingerprint(weight), weight.shape, weight.stride(), weight.dtype)
-        kept = _packed_weights.pop(self.key, None)
-        if kept is not None and kept[0]() is weight and kept[1] == state:
-            self.kept = kept
-            return kept[2]
-        arguments = (weight, self.key[2], self.key[1])
-        size = ops.conv_packed_bytes(*arguments)
-        reusable = kept is not None and kept[2].numel() == size
-        packed = kept[2] if kept is not None and reusable else weight.new_empty((size,), dtype=torch.uint8)
-        ops.conv_pack(*arguments, packed)
-        key = self.key
-        self.kept = (weakref.ref(weight, lambda _: _packed_weights.pop(key, None)), state, packed)
-        return packed
-
-    def __exit__(self, *error: object) -> None:
-        _packed_weights[self.key] = self.kept
 
 
 # --- implementations -------------------------------------------------------------------------------------------------
@@ -124,25 +87,16 @@ def convolution_cpu(
         slopes = slopes.to(compute).expand(channels).contiguous()
     if scale is not None:
         scale = scale.to(compute).expand(channels if scale.dim() < 2 else scale.shape).contiguous()
-    with _Packed(weight, groups, not transposed) as packed:
-        torch.ops.gencore_c.conv_forward(
-            workable(x),
-            packed,
-            scale,
-            None if bias is None else bias.to(compute).contiguous(),
-            residual,
-            slopes,
-            groups,
-            weight.shape[2:],
-            stride,
-            padding,
-            dilation,
-            transposed,
-            CONV_ACTIVATIONS[activation],
-            negative_slope,
-            y,
-            *moments,
-        )
+    tensors = (scale, None if bias is None else bias.to(compute).contiguous(), residual, slopes)
+    geometry = (groups, weight.shape[2:], stride, padding, dilation, transposed)
+    rest = (CONV_ACTIVATIONS[activation], negative_slope)
+    winograd = not moments and fits_winograd(x, weight, stride, dilation, groups)
+    x, forward = workable(x), torch.ops.gencore_c.conv_forward
+    with Packed(weight, groups, not transposed, winograd) as packed:
+        right = forward(x, packed, *tensors, *geometry, *rest, winograd, y, *moments)
+    if not right:  # an input is not finite, and reached outputs that it has no part in
+        with Packed(weight, groups, not transposed, False) as packed:
+            forward(x, packed, *tensors, *geometry, *rest, False, y)
     return y
 
 

@@ -178,9 +178,9 @@ GENCORE_INLINE void multiply_segment(const T* const* rows, int64_t offset, int64
 // with the root of kRun + K / kRun, not of K. Even, because bfloat16 goes in pairs.
 constexpr int64_t kRun = 128;
 
-// sum = the product over all segments, for rows [pixel, pixel + MR).
+// sum = the product over all segments, for rows [pixel, pixel + MR), in runs of `longest`.
 template <class T, bool native, int MR, int NV>
-GENCORE_INLINE void multiply_segments(const Segment<T>* segments, int64_t count, int64_t pixel,
+GENCORE_INLINE void multiply_segments(const Segment<T>* segments, int64_t count, int64_t pixel, int64_t longest,
                                       typename Tile<T>::V (&sum)[MR][NV]) {
   using V = typename Tile<T>::V;
   V total[MR][NV];  // in memory: the registers are taken
@@ -197,9 +197,9 @@ GENCORE_INLINE void multiply_segments(const Segment<T>* segments, int64_t count,
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++) any |= rows[i] != segment.zeros;
     if (!any) continue;
-    for (int64_t k = 0; k < segment.length; k += kRun) {
-      const int64_t length = segment.length - k < kRun ? segment.length - k : kRun;
-      if (run + length > kRun) {
+    for (int64_t k = 0; k < segment.length; k += longest) {
+      const int64_t length = segment.length - k < longest ? segment.length - k : longest;
+      if (run + length > longest) {
 #pragma GCC unroll 12
         for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
