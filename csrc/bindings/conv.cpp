@@ -97,12 +97,13 @@ ConvPackArgs pack_args(const Tensor& weight, int64_t groups, bool columns_first,
   return args;
 }
 
-// For conv_winograd, whose panels are those of a float32 filter of 3x3, or for conv_forward.
+// For conv_winograd, or for conv_forward.
 void run_pack(const ConvPackArgs& args, bool winograd) {
   if (!winograd) return run_conv_pack(args);
-  STD_TORCH_CHECK(args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] == 1 && args.kernel[1] == 3 &&
-                      args.kernel[2] == 3,
-                  "winograd takes float32 filters of 3x3 without groups");
+  const int64_t side = args.kernel[1];
+  STD_TORCH_CHECK(args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] == 1 && (side == 3 || side == 4) &&
+                      args.kernel[2] == side,
+                  "winograd takes float32 filters of 3x3 and 4x4 without groups");
   run_conv_winograd_pack(args);
 }
 
@@ -188,11 +189,13 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
     run_conv_forward(args);
     return finite;
   }
-  for (int a = 0; a < 3; a++)
-    STD_TORCH_CHECK(args.shape.stride[a] == 1 && args.shape.dilation[a] == 1,
-                    "winograd takes a stride of 1, undilated");
-  STD_TORCH_CHECK(args.shape.padding[0] == 0 && out.size[0] == in.size[0] && !mean,
+  const ConvShape& s = args.shape;
+  const int64_t step = s.kernel[1] == 3 ? 1 : 2;
+  STD_TORCH_CHECK(s.stride[0] == 1 && s.padding[0] == 0 && s.out_size[0] == s.in_size[0] && !mean,
                   "winograd takes images, and gathers no statistics");
+  for (int a = 1; a < 3; a++)
+    STD_TORCH_CHECK(s.stride[a] == step && s.dilation[a] == 1 && (step == 1 || s.padding[a] == 1),
+                    "winograd takes 3x3 at a stride of 1, and 4x4 at a stride of 2 and a padding of 1");
   args.finite = &finite;
   run_conv_winograd(args);
   return finite;

@@ -1,12 +1,16 @@
-// Convolution with a 3x3 filter by Winograd's minimal filtering F(2x2, 3x3): sixteen products where the sums have
-// thirty-six (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016, section 4.1).
+// Convolutions by Winograd's minimal filtering: fewer products than the sums have terms (Winograd, "Arithmetic
+// complexity of computations", 1980; Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016,
+// section 4.1).
 //
-// Of each 2x2 tile of outputs the 4x4 inputs under it become V = B' d B, and a filter becomes U = G g G'; an output
-// channel is then A' (sum over input channels of U * V) A, where B and A hold only zeros and ones of either sign. The
-// sums over channels are sixteen products of matrices, [tiles, C] by [C, O], through the register tile of tile.h. A
-// thread makes them for a box of tiles whose V stays in its second-level cache.
+//   3x3 at a stride of 1, transposed or not       F(2x2, 3x3): 16 products for 36 terms
+//   4x4 at a stride of 2 and a padding of 1       F(2x2, 2x2) on each of the 2x2 phases: 36 products for 64 terms
 //
-// The rounding error is that of direct sums: the transforms cost about one bit, and the sums are nine times shorter. In
+// Of each tile of outputs the inputs d under it become V = B' d B, and a filter g becomes U = G g G'; an output channel
+// is then A' (sum over input channels of U * V) A, where A and B hold only zeros and ones of either sign. The sums over
+// channels are products of matrices, [tiles, C] by [C, O], through the register tile of tile.h; a thread makes them for
+// a box of tiles. Every transform is one along the columns and the same along the rows, so a scheme below is 1-D.
+//
+// The rounding error is that of direct sums: the transforms cost about one bit, and the sums are that much shorter. In
 // one thing the result differs: where an input is infinite or not a number, so are all outputs of its tile, not only
 // those under the filter. `finite` says that this happened, and the caller takes conv_forward instead.
 #include "cpu/conv_tile.h"
@@ -16,42 +20,112 @@ namespace gencore::GENCORE_ISA {
 
 namespace {
 
-constexpr int kPoints = 16;
-// Sums this short keep the error at that of PyTorch's direct sums.
-constexpr int64_t kWinogradRun = 64;
-// What a box may take of the second-level cache.
-constexpr int64_t kBoxBytes = 1280 * 1024, kFewestTiles = 12, kMostTiles = 192;
+constexpr int64_t kFewestTiles = 12, kMostTiles = 192;
 
-// Panels [block of columns][point][length][columns of the block].
+// A filter of kTaps; a tile of kOutputs outputs from kInputs inputs, and kStep inputs to the next tile. Pair p is a
+// filter value times the input value kValue[p], and part of the sum kSum[p].
+struct Filter3 {
+  static constexpr int kTaps = 3, kInputs = 4, kStep = 2, kOutputs = 2, kValues = 4, kSums = 4, kPairs = 4;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 3}, kSum[kPairs] = {0, 1, 2, 3};
+  static constexpr int64_t kLongestRun = 64, kBoxBytes = 1280 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    v[0] = d[0] - d[2];
+    v[1] = d[1] + d[2];
+    v[2] = d[2] - d[1];
+    v[3] = d[1] - d[3];
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    u[0] = g[0];
+    u[1] = 0.5f * ((g[0] + g[2]) + g[1]);
+    u[2] = 0.5f * ((g[0] + g[2]) - g[1]);
+    u[3] = g[2];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = (m[0] + m[1]) + m[2];
+    y[1] = (m[1] - m[2]) - m[3];
+  }
+};
+
+// Output 2q is d[q-1] g[3] + d[q] g[1], and output 2q+1 is d[q] g[2] + d[q+1] g[0]; a tile is two of each.
+struct Transposed4 {
+  static constexpr int kTaps = 4, kInputs = 4, kStep = 2, kOutputs = 4, kValues = 5, kSums = 6, kPairs = 6;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 2, 3, 4}, kSum[kPairs] = {0, 1, 2, 3, 4, 5};
+  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    v[0] = d[0] - d[1];
+    v[1] = d[1];
+    v[2] = d[2] - d[1];
+    v[3] = d[2];
+    v[4] = d[3] - d[2];
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    u[0] = g[3];
+    u[1] = g[3] + g[1];
+    u[2] = g[1];
+    u[3] = -g[2];
+    u[4] = g[2] + g[0];
+    u[5] = g[0];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[3] + m[4];
+    y[2] = m[1] + m[2];
+    y[3] = m[4] + m[5];
+  }
+};
+
+// Even taps meet the odd inputs and odd taps the even ones; the sums of the two are one.
+struct Strided4 {
+  static constexpr int kTaps = 4, kInputs = 6, kStep = 4, kOutputs = 2, kValues = 6, kSums = 3, kPairs = 6;
+  static constexpr int kValue[kPairs] = {0, 3, 1, 4, 2, 5}, kSum[kPairs] = {0, 0, 1, 1, 2, 2};
+  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    for (int i = 0; i < 2; i++) {
+      v[3 * i] = d[i] - d[2 + i];
+      v[3 * i + 1] = d[2 + i];
+      v[3 * i + 2] = d[4 + i] - d[2 + i];
+    }
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    for (int i = 0; i < 2; i++) {
+      u[i] = g[i];
+      u[2 + i] = g[i] + g[2 + i];
+      u[4 + i] = g[2 + i];
+    }
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[1] + m[2];
+  }
+};
+
+// Panels [block of columns][pair of pairs][length][columns of the block].
 struct WinogradLayout {
-  int64_t columns, length;
+  int64_t columns, length, pairs;
   static constexpr int64_t block = kMaxVectors * kLanes;
   int64_t blocks() const { return ceil_div(columns, block); }
   int vectors(int64_t b) const { return static_cast<int>(ceil_div(smaller(columns - b * block, block), kLanes)); }
-  int64_t offset(int64_t b) const { return b * block * length * kPoints; }
-  int64_t size() const { return ceil_div(columns, kLanes) * kLanes * length * kPoints; }
+  int64_t offset(int64_t b) const { return b * block * length * pairs; }
+  int64_t size() const { return ceil_div(columns, kLanes) * kLanes * length * pairs; }
 };
 
 // --- the filter ------------------------------------------------------------------------------------------------------
 
-// U of one row of the reduction, from its nine taps of `width` columns.
-GENCORE_INLINE void transform_filter(const float* const (&taps)[9], int64_t width, float* panel, int64_t point_stride) {
+// U of one row of the reduction, from its taps of `width` columns.
+template <class S>
+GENCORE_INLINE void transform_filter(const float* const* taps, int64_t width, float* panel, int64_t pair_stride) {
   for (int64_t n = 0; n < width; n += kLanes) {
-    vfloat half[4][3];
-    for (int j = 0; j < 3; j++) {
-      const vfloat a = load(taps[j] + n), b = load(taps[3 + j] + n), c = load(taps[6 + j] + n);
-      half[0][j] = a;
-      half[1][j] = 0.5f * ((a + c) + b);
-      half[2][j] = 0.5f * ((a + c) - b);
-      half[3][j] = c;
+    vfloat half[S::kPairs][S::kTaps];
+    for (int j = 0; j < S::kTaps; j++) {
+      vfloat g[S::kTaps], u[S::kPairs];
+      for (int i = 0; i < S::kTaps; i++) g[i] = load(taps[i * S::kTaps + j] + n);
+      S::filter(g, u);
+      for (int i = 0; i < S::kPairs; i++) half[i][j] = u[i];
     }
-    for (int i = 0; i < 4; i++) {
-      const vfloat a = half[i][0], b = half[i][1], c = half[i][2];
-      float* to = panel + 4 * i * point_stride + n;
-      store(to, a);
-      store(to + point_stride, 0.5f * ((a + c) + b));
-      store(to + 2 * point_stride, 0.5f * ((a + c) - b));
-      store(to + 3 * point_stride, c);
+    for (int i = 0; i < S::kPairs; i++) {
+      vfloat u[S::kPairs];
+      S::filter(half[i], u);
+      for (int j = 0; j < S::kPairs; j++) store(panel + (i * S::kPairs + j) * pair_stride + n, u[j]);
     }
   }
 }
@@ -66,17 +140,19 @@ struct Taps {
   const float* at(int64_t row, int64_t tap) const { return base + row * row_stride + tap * tap_stride; }
 };
 
+template <int side>
 Taps gather_taps(const ConvPackArgs& args, const float* from, int64_t column_stride, int64_t length_stride,
                  int64_t columns, int64_t rows, int64_t width, float* to) {
+  constexpr int number = side * side;
   const int64_t down = args.kernel_stride[1], right = args.kernel_stride[2];
-  if (columns < width) std::memset(to, 0, 9 * kPackRows * width * sizeof(float));
-  if (right == 1 && down == 3 && length_stride == 9) {
-    transpose(from, column_stride, to, width, columns, 9 * rows);
-    return {to, 9 * width, width};
+  if (columns < width) std::memset(to, 0, number * kPackRows * width * sizeof(float));
+  if (right == 1 && down == side && length_stride == number) {
+    transpose(from, column_stride, to, width, columns, number * rows);
+    return {to, number * width, width};
   }
   const Taps taps{to, width, kPackRows * width};
-  for (int64_t t = 0; t < 9; t++) {
-    const float* tap = from + t / 3 * down + t % 3 * right;
+  for (int64_t t = 0; t < number; t++) {
+    const float* tap = from + t / side * down + t % side * right;
     float* panel = to + t * taps.tap_stride;
     if (length_stride == 1) {
       transpose(tap, column_stride, panel, width, columns, rows);
@@ -88,25 +164,32 @@ Taps gather_taps(const ConvPackArgs& args, const float* from, int64_t column_str
   return taps;
 }
 
-void pack(const ConvPackArgs& args, const WinogradLayout& layout) {
+template <class S>
+void pack(const ConvPackArgs& args) {
+  constexpr int number = S::kTaps * S::kTaps;
+  constexpr int64_t local_size = number * kPackRows * WinogradLayout::block;
+  const WinogradLayout layout{args.columns_first ? args.size0 : args.size1,
+                              args.columns_first ? args.size1 : args.size0, S::kPairs * S::kPairs};
+  *args.bytes = layout.size() * static_cast<int64_t>(sizeof(float));
+  if (!args.packed) return;
   const int64_t column_stride = args.columns_first ? args.stride0 : args.stride1;
   const int64_t length_stride = args.columns_first ? args.stride1 : args.stride0;
   const int64_t cuts = ceil_div(layout.length, kPackRows);
+  // A transposed 3x3 is the convolution with the filter turned round.
+  const bool turned = S::kTaps == 3 && !args.columns_first;
   parallel_for(0, layout.blocks() * cuts, 1, [&](int64_t begin, int64_t end) {
-    Arena arena{static_cast<char*>(scratch(Scratch::worker, 9 * kPackRows * WinogradLayout::block * sizeof(float))), 0};
-    float* local = arena.take<float>(9 * kPackRows * WinogradLayout::block);
+    float* local = static_cast<float*>(scratch(Scratch::worker, local_size * sizeof(float)));
     for (int64_t task = begin; task < end; task++) {
       const int64_t b = task / cuts, width = layout.vectors(b) * kLanes, column = b * WinogradLayout::block;
       const int64_t first = task % cuts * kPackRows, rows = smaller(kPackRows, layout.length - first);
-      const Taps taps =
-          gather_taps(args, static_cast<const float*>(args.weight) + column * column_stride + first * length_stride,
-                      column_stride, length_stride, smaller(layout.columns - column, width), rows, width, local);
+      const float* from = static_cast<const float*>(args.weight) + column * column_stride + first * length_stride;
+      const Taps taps = gather_taps<S::kTaps>(args, from, column_stride, length_stride,
+                                              smaller(layout.columns - column, width), rows, width, local);
       float* to = static_cast<float*>(args.packed) + layout.offset(b) + first * width;
       for (int64_t k = 0; k < rows; k++, to += width) {
-        const float* row[9];
-        // Transposed, an output meets the taps in descending order.
-        for (int t = 0; t < 9; t++) row[t] = taps.at(k, args.columns_first ? t : 8 - t);
-        transform_filter(row, width, to, layout.length * width);
+        const float* row[number];
+        for (int t = 0; t < number; t++) row[t] = taps.at(k, turned ? number - 1 - t : t);
+        transform_filter<S>(row, width, to, layout.length * width);
       }
     }
   });
@@ -114,63 +197,62 @@ void pack(const ConvPackArgs& args, const WinogradLayout& layout) {
 
 // --- the image -------------------------------------------------------------------------------------------------------
 
-// V of one tile: rows[point * stride] are its inputs.
+// V of one tile; rows[i * row_stride] are its inputs.
+template <class S>
 GENCORE_INLINE void transform_input(const float* const* rows, int64_t row_stride, int64_t channels, float* v,
-                                    int64_t point_stride) {
+                                    int64_t value_stride) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     const int n = static_cast<int>(smaller(kLanes, channels - c));
-    vfloat half[4][4];
-    for (int j = 0; j < 4; j++) {
-      vfloat d[4];
-      for (int i = 0; i < 4; i++) d[i] = load_lanes(rows[(4 * i + j) * row_stride] + c, n);
-      half[0][j] = d[0] - d[2];
-      half[1][j] = d[1] + d[2];
-      half[2][j] = d[2] - d[1];
-      half[3][j] = d[1] - d[3];
+    vfloat half[S::kValues][S::kInputs];
+    for (int j = 0; j < S::kInputs; j++) {
+      vfloat d[S::kInputs], values[S::kValues];
+      for (int i = 0; i < S::kInputs; i++) d[i] = load_lanes(rows[(i * S::kInputs + j) * row_stride] + c, n);
+      S::values(d, values);
+      for (int i = 0; i < S::kValues; i++) half[i][j] = values[i];
     }
-    for (int i = 0; i < 4; i++) {
-      float* to = v + 4 * i * point_stride + c;
-      store(to, half[i][0] - half[i][2]);
-      store(to + point_stride, half[i][1] + half[i][2]);
-      store(to + 2 * point_stride, half[i][2] - half[i][1]);
-      store(to + 3 * point_stride, half[i][1] - half[i][3]);
+    for (int i = 0; i < S::kValues; i++) {
+      vfloat values[S::kValues];
+      S::values(half[i], values);
+      for (int j = 0; j < S::kValues; j++) store(v + (i * S::kValues + j) * value_stride + c, values[j]);
     }
   }
 }
 
-// The 2x2 outputs of one vector of columns of a tile.
-GENCORE_INLINE void transform_output(const float* m, int64_t point_stride, vfloat (&y)[2][2]) {
-  vfloat half[2][4];
-  for (int j = 0; j < 4; j++) {
-    vfloat p[4];
-    for (int i = 0; i < 4; i++) p[i] = load(m + (4 * i + j) * point_stride);
-    half[0][j] = (p[0] + p[1]) + p[2];
-    half[1][j] = (p[1] - p[2]) - p[3];
+// The outputs of one vector of columns of a tile.
+template <class S>
+GENCORE_INLINE void transform_output(const float* m, int64_t sum_stride, vfloat (&y)[S::kOutputs][S::kOutputs]) {
+  vfloat half[S::kOutputs][S::kSums];
+  for (int j = 0; j < S::kSums; j++) {
+    vfloat sums[S::kSums], out[S::kOutputs];
+    for (int i = 0; i < S::kSums; i++) sums[i] = load(m + (i * S::kSums + j) * sum_stride);
+    S::outputs(sums, out);
+    for (int i = 0; i < S::kOutputs; i++) half[i][j] = out[i];
   }
-  for (int i = 0; i < 2; i++) {
-    y[i][0] = (half[i][0] + half[i][1]) + half[i][2];
-    y[i][1] = (half[i][1] - half[i][2]) - half[i][3];
-  }
+  for (int i = 0; i < S::kOutputs; i++) S::outputs(half[i], y[i]);
 }
 
+template <class S>
 struct WinogradForward {
+  static constexpr int kInputs = S::kInputs * S::kInputs, kValues = S::kValues * S::kValues,
+                       kSums = S::kSums * S::kSums, kOutputs = S::kOutputs * S::kOutputs;
+
   const ConvForwardArgs& args;
   const ConvShape& shape;
-  Geometry g;  // of the tiles: a grid of "outputs" at a stride of 2, under a filter of 4x4
+  Geometry g;  // of the tiles: "outputs" at a stride of kStep, under a "filter" of kInputs x kInputs
   WinogradLayout layout;
   Boxes boxes;
   int64_t capacity, splits;
-  int64_t v_row, v_point, m_point;  // strides; the points' lie in different sets of the caches
+  int64_t v_row, v_stride, m_stride;  // the latter, of values and sums, spread over the sets of the caches
   const float* zeros;
   int64_t next_task = 0;
   int finite = 1;
 
   struct Work {  // one thread's arrays
     Pixel* tiles;
-    const float** rows;    // [point][capacity]: inputs
-    const float** v_rows;  // [point][capacity]: of v
-    float* v;              // [point][capacity][channels]
-    float* m;              // [point][capacity][columns of a block]
+    const float** rows;    // [input][capacity]
+    const float** v_rows;  // [value][capacity]: of v
+    float* v;              // [value][capacity][channels]
+    float* m;              // [sum][capacity][columns of a block]
     float *bias, *slopes;
     float *staged_x, *staged_y;
   };
@@ -178,42 +260,42 @@ struct WinogradForward {
   Work take(Arena& arena) const {
     Work w{};
     w.tiles = arena.take<Pixel>(capacity);
-    w.rows = arena.take<const float*>(kPoints * capacity);
-    w.v_rows = arena.take<const float*>(kPoints * capacity);
-    w.v = arena.take<float>(kPoints * v_point);
-    w.m = arena.take<float>(kPoints * m_point);
+    w.rows = arena.take<const float*>(kInputs * capacity);
+    w.v_rows = arena.take<const float*>(kValues * capacity);
+    w.v = arena.take<float>(kValues * v_stride);
+    w.m = arena.take<float>(kSums * m_stride);
     w.bias = arena.take<float>(WinogradLayout::block);
     w.slopes = arena.take<float>(WinogradLayout::block);
     if (!args.x_channels_last)
       w.staged_x =
           arena.take<float>(boxes.step[0] * input_extent(g, boxes, 1) * input_extent(g, boxes, 2) * shape.in_channels);
-    if (!args.y_channels_last) w.staged_y = arena.take<float>(4 * capacity * WinogradLayout::block);
+    if (!args.y_channels_last) w.staged_y = arena.take<float>(kOutputs * capacity * WinogradLayout::block);
     return w;
   }
 
   void cut(Arena& arena) {
     ConvShape tiles = shape;
     for (int a = 1; a < 3; a++) {
-      tiles.kernel[a] = 4;
-      tiles.stride[a] = 2;
-      tiles.out_size[a] = ceil_div(shape.out_size[a], 2);
-      if (args.transposed) tiles.padding[a] = 2 - shape.padding[a];
+      tiles.kernel[a] = S::kInputs;
+      tiles.stride[a] = S::kStep;
+      tiles.out_size[a] = ceil_div(shape.out_size[a], S::kOutputs);
+      if (S::kTaps == 3 && args.transposed) tiles.padding[a] = 2 - shape.padding[a];
     }
     g = make_geometry(tiles, false, arena);
     for (int a = 1; a < 3; a++) {
-      g.output_step[a] = 2;
+      g.output_step[a] = S::kOutputs;
       g.shape.out_size[a] = shape.out_size[a];
     }
-    layout = {shape.out_channels, shape.in_channels};
-    const int64_t room = kBoxBytes / (kPoints * static_cast<int64_t>(sizeof(float)) *
-                                      (shape.in_channels + smaller(WinogradLayout::block, shape.out_channels)));
+    layout = {shape.out_channels, shape.in_channels, S::kPairs * S::kPairs};
+    const int64_t numbers = kValues * shape.in_channels + kSums * smaller(WinogradLayout::block, shape.out_channels);
+    const int64_t room = S::kBoxBytes / (numbers * static_cast<int64_t>(sizeof(float)));
     const int64_t sharing = ceil_div(shape.batch * product(g.grid), 2 * num_threads());
     const int64_t tiles_of_box = larger(kFewestTiles, smaller(smaller(kMostTiles, room), sharing));
     boxes = cut_into_boxes(shape.batch, g.grid, tiles_of_box, false, false);
     capacity = boxes.step[0] * boxes.step[2] * boxes.step[3];
     v_row = ceil_div(shape.in_channels, kLanes) * kLanes;
-    v_point = capacity * v_row + 64 / sizeof(float);
-    m_point = capacity * WinogradLayout::block + 64 / sizeof(float);
+    v_stride = capacity * v_row + 64 / sizeof(float);
+    m_stride = capacity * WinogradLayout::block + 64 / sizeof(float);
     splits = smaller(layout.blocks(), ceil_div(2 * num_threads(), boxes.number));
   }
 
@@ -223,9 +305,9 @@ struct WinogradForward {
     const float* x =
         args.x_channels_last ? static_cast<const float*>(args.x) : stage_input(g, args.x, box, w.staged_x, strides);
     const int64_t tiles = box.pixels();
-    list_rows(g, g.tap, kPoints, w.tiles, tiles, x, strides, zeros, w.rows, capacity);
+    list_rows(g, g.tap, kInputs, w.tiles, tiles, x, strides, zeros, w.rows, capacity);
     for (int64_t t = 0; t < tiles; t++)
-      transform_input(w.rows + t, capacity, shape.in_channels, w.v + t * v_row, v_point);
+      transform_input<S>(w.rows + t, capacity, shape.in_channels, w.v + t * v_row, v_stride);
   }
 
   const float* padded(const void* from, int64_t channel, int channels, float* to) const {
@@ -241,13 +323,19 @@ struct WinogradForward {
     const int64_t width = vectors * kLanes, channel = b * WinogradLayout::block, tiles = box.pixels();
     const float* panels = static_cast<const float*>(args.packed) + layout.offset(b);
     Epilogue<float> e{};
-    e.longest_run = kWinogradRun;
-    for (int p = 0; p < kPoints; p++) {
-      const Segment<float> segment{w.v_rows + p * capacity, panels + p * layout.length * width, nullptr, 0,
-                                   layout.length};
-      e.partial = w.m + p * m_point;
-      run_block<float, false>(&segment, 1, tiles, vectors, e);
-    }
+    e.longest_run = S::kLongestRun;
+    constexpr int each = S::kPairs / S::kSums;  // pairs come sorted by their sum
+    for (int i = 0; i < S::kSums; i++)
+      for (int j = 0; j < S::kSums; j++) {
+        Segment<float> segments[each * each];
+        for (int k = 0; k < each * each; k++) {
+          const int p = i * each + k / each, q = j * each + k % each;
+          segments[k] = {w.v_rows + (S::kValue[p] * S::kValues + S::kValue[q]) * capacity,
+                         panels + (p * S::kPairs + q) * layout.length * width, nullptr, 0, layout.length};
+        }
+        e.partial = w.m + (i * S::kSums + j) * m_stride;
+        run_block<float, false>(segments, each * each, tiles, vectors, e);
+      }
 
     e.channels = static_cast<int>(smaller(layout.columns - channel, width));
     e.bias = padded(args.bias, channel, e.channels, w.bias);
@@ -280,9 +368,9 @@ struct WinogradForward {
   // Writes the outputs of one tile; what is returned is zero where all sums are finite, and not a number elsewhere.
   vfloat finish_tile(const Pixel& tile, const float* m, int64_t channel, int vectors, float* y,
                      const PixelStrides& strides, Epilogue<float>& e) const {
-    const int64_t row = tile.at[1] * 2, column = tile.at[2] * 2;
-    const int rows = static_cast<int>(smaller(2, shape.out_size[1] - row));
-    const int columns = static_cast<int>(smaller(2, shape.out_size[2] - column));
+    const int64_t row = tile.at[1] * S::kOutputs, column = tile.at[2] * S::kOutputs;
+    const int rows = static_cast<int>(smaller(S::kOutputs, shape.out_size[1] - row));
+    const int columns = static_cast<int>(smaller(S::kOutputs, shape.out_size[2] - column));
     const float* scale = static_cast<const float*>(args.scale);
     if (args.scale_per_sample) scale += tile.batch * shape.out_channels;
     e.scale = args.scale ? &scale : nullptr;
@@ -293,8 +381,8 @@ struct WinogradForward {
     vfloat rest{};
     for (int v = 0; v < vectors; v++) {
       const int first = v * kLanes, n = static_cast<int>(smaller(kLanes, e.channels - first));
-      vfloat sum[2][2];
-      transform_output(m + first, m_point, sum);
+      vfloat sum[S::kOutputs][S::kOutputs];
+      transform_output<S>(m + first, m_stride, sum);
       for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) {
           float* out = corner + i * strides.axis[1] + j * strides.axis[2] + first;
@@ -321,8 +409,8 @@ struct WinogradForward {
       take(arena);
       arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
       Work w = take(arena);
-      for (int64_t p = 0; p < kPoints; p++)
-        for (int64_t t = 0; t < capacity; t++) w.v_rows[p * capacity + t] = w.v + p * v_point + t * v_row;
+      for (int64_t i = 0; i < kValues; i++)
+        for (int64_t t = 0; t < capacity; t++) w.v_rows[i * capacity + t] = w.v + i * v_stride + t * v_row;
       while (true) {
         const int64_t task = __atomic_fetch_add(&next_task, 1, __ATOMIC_RELAXED);
         if (task >= tasks) return;
@@ -336,19 +424,31 @@ struct WinogradForward {
   }
 };
 
+template <class S>
+bool forward(const ConvForwardArgs& args) {
+  WinogradForward<S> forward{args, args.shape, {}, {}, {}, 0, 0, 0, 0, 0, nullptr};
+  forward.run();
+  return forward.finite != 0;
+}
+
 }  // namespace
 
 void conv_winograd_pack(const ConvPackArgs& args) {
-  const WinogradLayout layout{args.columns_first ? args.size0 : args.size1,
-                              args.columns_first ? args.size1 : args.size0};
-  *args.bytes = layout.size() * static_cast<int64_t>(sizeof(float));
-  if (args.packed) pack(args, layout);
+  if (args.kernel[1] == 3)
+    pack<Filter3>(args);
+  else if (args.columns_first)
+    pack<Strided4>(args);
+  else
+    pack<Transposed4>(args);
 }
 
 void conv_winograd(const ConvForwardArgs& args) {
-  WinogradForward forward{args, args.shape, {}, {}, {}, 0, 0, 0, 0, 0, nullptr};
-  forward.run();
-  *args.finite = forward.finite != 0;
+  if (args.shape.kernel[1] == 3)
+    *args.finite = forward<Filter3>(args);
+  else if (args.transposed)
+    *args.finite = forward<Transposed4>(args);
+  else
+    *args.finite = forward<Strided4>(args);
 }
 
 }  // namespace gencore::GENCORE_ISA
