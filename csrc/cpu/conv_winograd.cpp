@@ -20,7 +20,9 @@ namespace gencore::GENCORE_ISA {
 
 namespace {
 
-constexpr int64_t kFewestTiles = 12, kMostTiles = 192;
+// Tiles of a box: enough that the filters are worth fetching, few enough that V mostly stays in the second-level cache.
+// Where all tiles are few, each thread should have some.
+constexpr int64_t kFewestTiles = 96, kMostTiles = 192, kFewestOfThread = 12;
 
 // A filter of kTaps; a tile of kOutputs outputs from kInputs inputs, and kStep inputs to the next tile. Pair p is a
 // filter value times the input value kValue[p], and part of the sum kSum[p].
@@ -290,7 +292,8 @@ struct WinogradForward {
     const int64_t numbers = kValues * shape.in_channels + kSums * smaller(WinogradLayout::block, shape.out_channels);
     const int64_t room = S::kBoxBytes / (numbers * static_cast<int64_t>(sizeof(float)));
     const int64_t sharing = ceil_div(shape.batch * product(g.grid), 2 * num_threads());
-    const int64_t tiles_of_box = larger(kFewestTiles, smaller(smaller(kMostTiles, room), sharing));
+    const int64_t tiles_of_box =
+        smaller(larger(kFewestTiles, smaller(kMostTiles, room)), larger(kFewestOfThread, sharing));
     boxes = cut_into_boxes(shape.batch, g.grid, tiles_of_box, false, false);
     capacity = boxes.step[0] * boxes.step[2] * boxes.step[3];
     v_row = ceil_div(shape.in_channels, kLanes) * kLanes;

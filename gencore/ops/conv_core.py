@@ -90,7 +90,7 @@ def convolution_cpu(
     tensors = (scale, None if bias is None else bias.to(compute).contiguous(), residual, slopes)
     geometry = (groups, weight.shape[2:], stride, padding, dilation, transposed)
     rest = (CONV_ACTIVATIONS[activation], negative_slope)
-    winograd = not moments and fits_winograd(x, weight, stride, dilation, groups)
+    winograd = not moments and fits_winograd(x, weight, stride, padding, dilation, out_size, groups)
     x, forward = workable(x), torch.ops.gencore_c.conv_forward
     with Packed(weight, groups, not transposed, winograd) as packed:
         right = forward(x, packed, *tensors, *geometry, *rest, winograd, y, *moments)

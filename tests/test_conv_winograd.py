@@ -1,0 +1,158 @@
+"""Convolutions by minimal filtering: what they compute, where they run, and what happens to what is not finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import gencore.functional as G
+from gencore.extension import EXTENSION
+from gencore.ops import conv_packing
+from tests.test_conv import check_against_float64
+
+pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
+
+SHAPES = [
+    # (function, x, output channels, kernel, arguments)
+    ("conv2d", (2, 16, 1, 1), 16, 3, {"padding": 1}),
+    ("conv2d", (3, 40, 9, 11), 70, 3, {"padding": 1}),
+    ("conv2d", (1, 17, 7, 6), 130, 3, {}),
+    ("conv2d", (2, 33, 5, 4), 18, 3, {"padding": (2, 0)}),
+    ("conv2d", (2, 16, 3, 20), 16, 3, {"padding": 5}),
+    ("conv2d", (9, 20, 13, 13), 16, 3, {"padding": 1}),
+    ("conv_transpose2d", (3, 40, 9, 11), 70, 3, {"padding": 1}),
+    ("conv_transpose2d", (2, 16, 6, 5), 33, 3, {"padding": (0, 2)}),
+    ("conv_transpose2d", (1, 20, 12, 12), 16, 3, {"padding": 4}),
+    ("conv2d", (3, 20, 37, 42), 70, 4, {"stride": 2, "padding": 1}),
+    ("conv2d", (70, 16, 9, 8), 16, 4, {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (3, 40, 9, 11), 70, 4, {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (2, 17, 16, 15), 18, 4, {"stride": 2, "padding": 1, "output_padding": (1, 0)}),
+]
+
+
+def draw(name: str, shape: tuple[int, ...], out: int, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
+    x, bias = torch.randn(shape), torch.randn(out)
+    channels = (shape[1], out) if "transpose" in name else (out, shape[1])
+    return x, torch.randn(*channels, kernel, kernel) / (shape[1] * kernel * kernel) ** 0.5, bias
+
+
+def ran() -> bool:
+    """Whether any weight that is alive was packed for it."""
+    return any(winograd for *_, winograd in conv_packing._packed_weights)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), SHAPES)
+def test_matches_float64(
+    name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any], channels_last: bool
+) -> None:
+    x, weight, bias = draw(name, shape, out, kernel)
+    if channels_last:
+        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    check_against_float64(name, x, weight, bias, **arguments)
+    getattr(G, name)(x, weight, bias, **arguments, impl="cpu")
+    assert ran()
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "prelu", "tanh", "sigmoid", "silu"])
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[9], SHAPES[11]])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_epilogue(
+    name: str,
+    shape: tuple[int, ...],
+    out: int,
+    kernel: int,
+    arguments: dict[str, Any],
+    channels_last: bool,
+    activation: str,
+) -> None:
+    x, weight, bias = draw(name, shape, out, kernel)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    residual = torch.randn_like(getattr(F, name)(x, weight, None, **arguments))
+    for scale in (torch.rand(out) + 0.5, torch.rand(shape[0], out) + 0.5):
+        epilogue = {"scale": scale, "residual": residual, "activation": activation, "slopes": torch.rand(out)}
+        ours, wanted = (
+            getattr(G, name)(x, weight, bias, **arguments, **epilogue, impl=impl) for impl in ("cpu", "reference")
+        )
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    assert ran()
+
+
+@pytest.mark.parametrize("strides", ["contiguous", "channels_last", "transposed", "cut out"])
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[6], SHAPES[9], SHAPES[11]])
+def test_weights_of_any_strides(
+    name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any], strides: str
+) -> None:
+    x, weight, _ = draw(name, shape, out, kernel)
+    wanted = getattr(F, name)(x, weight, **arguments)
+    if strides == "channels_last":
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    elif strides == "transposed":
+        weight = weight.mT.contiguous().mT
+    elif strides == "cut out":
+        weight = F.pad(weight, (1, 0))[..., 1:]
+    torch.testing.assert_close(getattr(G, name)(x, weight, **arguments, impl="cpu"), wanted, rtol=1e-5, atol=1e-5)
+    assert ran()
+
+
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[9], SHAPES[11]])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
+def test_what_is_not_finite_stays_where_it_belongs(
+    name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any], value: float
+) -> None:
+    """Outputs that share a tile with it get their own values, by direct sums; so do sums that overflow in between."""
+    x, weight, _ = draw(name, shape, out, kernel)
+    x[0, 3, 4, 4], x[0, 3, 4, 6] = value, -value
+    residual = torch.randn_like(getattr(F, name)(x, weight, **arguments))
+    ours, wanted = (
+        getattr(G, name)(x, weight, **arguments, residual=residual, activation="relu", impl=impl)
+        for impl in ("cpu", "reference")
+    )
+    assert ran()
+    assert torch.equal(ours.isfinite(), wanted.isfinite())
+    assert wanted.isfinite().float().mean() > 0.9
+    # Terms of 1e38 cancel to some 1e34.
+    torch.testing.assert_close(ours, wanted, rtol=1e-2 if value == 3e38 else 1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[9], SHAPES[11]])
+def test_bits_do_not_depend_on_threads(
+    name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any]
+) -> None:
+    x, weight, bias = draw(name, shape, out, kernel)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            found.append(getattr(G, name)(x, weight, bias, **arguments, impl="cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert ran()
+    assert all(torch.equal(y, found[0]) for y in found)
+
+
+def test_refuses_what_it_is_not_for() -> None:
+    raw = torch.ops.gencore_c
+    x, y = torch.randn(1, 16, 8, 8), torch.empty(1, 16, 8, 8)
+    weight = torch.randn(16, 16, 3, 3)
+    packed = torch.empty(raw.conv_packed_bytes(weight, 1, True, True), dtype=torch.uint8)
+
+    def forward(kernel: int, stride: int, padding: int, dilation: int, *moments: Tensor) -> None:
+        geometry = (1, [kernel] * 2, [stride] * 2, [padding] * 2, [dilation] * 2, False)
+        raw.conv_forward(x, packed, None, None, None, None, *geometry, 0, 0.0, True, y, *moments)
+
+    for wrong in (torch.randn(16, 16, 5, 5), torch.randn(16, 16, 3, 4), weight.double(), torch.randn(16, 16, 3)):
+        with pytest.raises(RuntimeError, match="float32 filters of 3x3 and 4x4"):
+            raw.conv_packed_bytes(wrong, 1, True, True)
+    for stride, dilation in ((2, 1), (1, 2)):
+        with pytest.raises(RuntimeError, match="3x3 at a stride of 1"):
+            forward(3, stride, 1, dilation)
+    with pytest.raises(RuntimeError, match="gathers no statistics"):
+        forward(3, 1, 1, 1, torch.empty(16), torch.empty(16))
+    with pytest.raises(RuntimeError, match="packed must have"):
+        forward(4, 2, 1, 1)
