@@ -11,8 +11,8 @@ from torch import Tensor
 
 import gencore.functional as G
 from gencore.extension import EXTENSION
-from gencore.ops import conv_packing
-from tests.test_conv import check_against_float64
+from gencore.ops import conv_core, conv_packing
+from tests.test_conv import assert_as_good, check_against_float64
 
 pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
 
@@ -20,16 +20,16 @@ SHAPES = [
     # (function, x, output channels, kernel, arguments)
     ("conv2d", (2, 16, 1, 1), 16, 3, {"padding": 1}),
     ("conv2d", (3, 40, 9, 11), 70, 3, {"padding": 1}),
-    ("conv2d", (1, 17, 7, 6), 130, 3, {}),
+    ("conv2d", (1, 17, 7, 6), 190, 3, {}),
     ("conv2d", (2, 33, 5, 4), 18, 3, {"padding": (2, 0)}),
     ("conv2d", (2, 16, 3, 20), 16, 3, {"padding": 5}),
     ("conv2d", (9, 20, 13, 13), 16, 3, {"padding": 1}),
-    ("conv_transpose2d", (3, 40, 9, 11), 70, 3, {"padding": 1}),
+    ("conv_transpose2d", (3, 64, 9, 11), 70, 3, {"padding": 1}),
     ("conv_transpose2d", (2, 16, 6, 5), 33, 3, {"padding": (0, 2)}),
     ("conv_transpose2d", (1, 20, 12, 12), 16, 3, {"padding": 4}),
-    ("conv2d", (3, 20, 37, 42), 70, 4, {"stride": 2, "padding": 1}),
+    ("conv2d", (3, 20, 37, 42), 60, 4, {"stride": 2, "padding": 1}),
     ("conv2d", (70, 16, 9, 8), 16, 4, {"stride": 2, "padding": 1}),
-    ("conv_transpose2d", (3, 40, 9, 11), 70, 4, {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (3, 50, 9, 11), 70, 4, {"stride": 2, "padding": 1}),
     ("conv_transpose2d", (2, 17, 16, 15), 18, 4, {"stride": 2, "padding": 1, "output_padding": (1, 0)}),
 ]
 
@@ -120,7 +120,34 @@ def test_what_is_not_finite_stays_where_it_belongs(
     torch.testing.assert_close(ours, wanted, rtol=1e-2 if value == 3e38 else 1e-4, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[9], SHAPES[11]])
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 0), (3, 1, 1), (3, 1, 2), (4, 2, 1)])
+@pytest.mark.parametrize("channels_last", [(False, False), (True, False), (False, True), (True, True)])
+def test_weight_gradient_of_many_parts(
+    name: str, kernel: int, stride: int, padding: int, channels_last: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More tiles than are transformed at a time, in boxes that do not divide them; both layouts of both tensors."""
+    taken: list[bool] = []
+    fits = conv_core.weight_gradient_by_winograd
+    monkeypatch.setattr(conv_core, "weight_gradient_by_winograd", lambda *a: taken.append(fits(*a)) or taken[-1])
+    x, weight, _ = draw(name, (23, 61, 21, 18), 62, kernel)
+    arguments = {"stride": stride, "padding": padding}
+    grad = torch.randn_like(getattr(F, name)(x, weight, **arguments))
+    x, grad = (
+        t.contiguous(memory_format=torch.channels_last) if last else t
+        for t, last in zip((x, grad), channels_last, strict=True)
+    )
+
+    def gradient(function: Any, dtype: torch.dtype = torch.float32, **extra: Any) -> Tensor:
+        leaf = weight.to(dtype).requires_grad_()
+        return torch.autograd.grad(function(x.to(dtype), leaf, **arguments, **extra), leaf, grad.to(dtype))[0]
+
+    exact, theirs = gradient(getattr(F, name), torch.float64), gradient(getattr(F, name))
+    assert_as_good(gradient(getattr(G, name), impl="cpu"), theirs, exact)
+    assert taken == [True]
+
+
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[6], SHAPES[9], SHAPES[11]])
 def test_bits_do_not_depend_on_threads(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any]
 ) -> None:
@@ -129,11 +156,12 @@ def test_bits_do_not_depend_on_threads(
     try:
         for count in (1, 2, 3, 8):
             torch.set_num_threads(count)
-            found.append(getattr(G, name)(x, weight, bias, **arguments, impl="cpu"))
+            leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+            y = getattr(G, name)(*leaves, bias, **arguments, impl="cpu")
+            found.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y).cumsum(2))])
     finally:
         torch.set_num_threads(threads)
-    assert ran()
-    assert all(torch.equal(y, found[0]) for y in found)
+    assert all(torch.equal(a, b) for other in found for a, b in zip(other, found[0], strict=True))
 
 
 def test_refuses_what_it_is_not_for() -> None:

@@ -122,6 +122,17 @@ void pack(const Tensor& weight, int64_t groups, bool columns_first, bool winogra
   run_pack(args, winograd);
 }
 
+void check_winograd(const ConvShape& shape, Dtype dtype) {
+  const int64_t side = shape.kernel[1], step = side == 3 ? 1 : 2;
+  STD_TORCH_CHECK(dtype == Dtype::float32 && shape.groups == 1 && (side == 3 || side == 4) && shape.kernel[0] == 1 &&
+                      shape.kernel[2] == side && shape.stride[0] == 1 && shape.padding[0] == 0 &&
+                      shape.out_size[0] == shape.in_size[0],
+                  "winograd takes float32 images, filters of 3x3 and 4x4 and no groups");
+  for (int a = 1; a < 3; a++)
+    STD_TORCH_CHECK(shape.stride[a] == step && shape.dilation[a] == 1 && (step == 1 || shape.padding[a] == 1),
+                    "winograd takes 3x3 at a stride of 1, and 4x4 at a stride of 2 and a padding of 1");
+}
+
 // Whether the result is right: winograd's is not where an input is not finite.
 bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& scale,
              const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
@@ -189,20 +200,16 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
     run_conv_forward(args);
     return finite;
   }
-  const ConvShape& s = args.shape;
-  const int64_t step = s.kernel[1] == 3 ? 1 : 2;
-  STD_TORCH_CHECK(s.stride[0] == 1 && s.padding[0] == 0 && s.out_size[0] == s.in_size[0] && !mean,
-                  "winograd takes images, and gathers no statistics");
-  for (int a = 1; a < 3; a++)
-    STD_TORCH_CHECK(s.stride[a] == step && s.dilation[a] == 1 && (step == 1 || s.padding[a] == 1),
-                    "winograd takes 3x3 at a stride of 1, and 4x4 at a stride of 2 and a padding of 1");
+  check_winograd(args.shape, args.dtype);
+  STD_TORCH_CHECK(!mean, "winograd gathers no statistics");
   args.finite = &finite;
   run_conv_winograd(args);
   return finite;
 }
 
 void weight_gradient(const Tensor& dense, const Tensor& gathered, int64_t groups, const Sizes& kernel,
-                     const Sizes& stride, const Sizes& padding, const Sizes& dilation, Tensor grad_weight) {
+                     const Sizes& stride, const Sizes& padding, const Sizes& dilation, bool winograd,
+                     Tensor grad_weight) {
   const ScalarType type = dense.scalar_type();
   ConvWeightGradientArgs args{};
   args.dtype = conv_dtype(dense, "dense");
@@ -216,7 +223,9 @@ void weight_gradient(const Tensor& dense, const Tensor& gathered, int64_t groups
   check_dense(grad_weight, "grad_weight", compute_type(type), out.channels * (in.channels / groups) * taps);
   args.weight_gradient = grad_weight.mutable_data_ptr();
   STD_TORCH_CHECK(dense.numel() > 0 && gathered.numel() > 0, "the tensors must not be empty");
-  run_conv_weight_gradient(args);
+  if (!winograd) return run_conv_weight_gradient(args);
+  check_winograd(args.shape, args.dtype);
+  run_conv_winograd_weight_gradient(args);
 }
 
 int64_t fingerprint_of(const Tensor& tensor) {
@@ -245,7 +254,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
       "bool winograd, Tensor(a!) y, Tensor(b!)? mean=None, Tensor(c!)? var=None) -> bool");
   m.def(
       "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "
-      "int[] dilation, Tensor(a!) grad_weight) -> ()");
+      "int[] dilation, bool winograd, Tensor(a!) grad_weight) -> ()");
   m.def("fingerprint(Tensor tensor) -> int");
 }
 

@@ -1,20 +1,7 @@
-// Convolutions by Winograd's minimal filtering: fewer products than the sums have terms (Winograd, "Arithmetic
-// complexity of computations", 1980; Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016,
-// section 4.1).
-//
-//   3x3 at a stride of 1, transposed or not       F(2x2, 3x3): 16 products for 36 terms
-//   4x4 at a stride of 2 and a padding of 1       F(2x2, 2x2) on each of the 2x2 phases: 36 products for 64 terms
-//
-// Of each tile of outputs the inputs d under it become V = B' d B, and a filter g becomes U = G g G'; an output channel
-// is then A' (sum over input channels of U * V) A, where A and B hold only zeros and ones of either sign. The sums over
-// channels are products of matrices, [tiles, C] by [C, O], through the register tile of tile.h; a thread makes them for
-// a box of tiles. Every transform is one along the columns and the same along the rows, so a scheme below is 1-D.
-//
-// The rounding error is that of direct sums: the transforms cost about one bit, and the sums are that much shorter. In
-// one thing the result differs: where an input is infinite or not a number, so are all outputs of its tile, not only
-// those under the filter. `finite` says that this happened, and the caller takes conv_forward instead.
+// Forward and packing; the method stands in conv_winograd.h.
+#include "cpu/conv_winograd.h"
+
 #include "cpu/conv_tile.h"
-#include "gencore/parallel.h"
 
 namespace gencore::GENCORE_ISA {
 
@@ -23,83 +10,6 @@ namespace {
 // Tiles of a box: enough that the filters are worth fetching, few enough that V mostly stays in the second-level cache.
 // Where all tiles are few, each thread should have some.
 constexpr int64_t kFewestTiles = 96, kMostTiles = 192, kFewestOfThread = 12;
-
-// A filter of kTaps; a tile of kOutputs outputs from kInputs inputs, and kStep inputs to the next tile. Pair p is a
-// filter value times the input value kValue[p], and part of the sum kSum[p].
-struct Filter3 {
-  static constexpr int kTaps = 3, kInputs = 4, kStep = 2, kOutputs = 2, kValues = 4, kSums = 4, kPairs = 4;
-  static constexpr int kValue[kPairs] = {0, 1, 2, 3}, kSum[kPairs] = {0, 1, 2, 3};
-  static constexpr int64_t kLongestRun = 64, kBoxBytes = 1280 * 1024;
-  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
-    v[0] = d[0] - d[2];
-    v[1] = d[1] + d[2];
-    v[2] = d[2] - d[1];
-    v[3] = d[1] - d[3];
-  }
-  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
-    u[0] = g[0];
-    u[1] = 0.5f * ((g[0] + g[2]) + g[1]);
-    u[2] = 0.5f * ((g[0] + g[2]) - g[1]);
-    u[3] = g[2];
-  }
-  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    y[0] = (m[0] + m[1]) + m[2];
-    y[1] = (m[1] - m[2]) - m[3];
-  }
-};
-
-// Output 2q is d[q-1] g[3] + d[q] g[1], and output 2q+1 is d[q] g[2] + d[q+1] g[0]; a tile is two of each.
-struct Transposed4 {
-  static constexpr int kTaps = 4, kInputs = 4, kStep = 2, kOutputs = 4, kValues = 5, kSums = 6, kPairs = 6;
-  static constexpr int kValue[kPairs] = {0, 1, 2, 2, 3, 4}, kSum[kPairs] = {0, 1, 2, 3, 4, 5};
-  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
-  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
-    v[0] = d[0] - d[1];
-    v[1] = d[1];
-    v[2] = d[2] - d[1];
-    v[3] = d[2];
-    v[4] = d[3] - d[2];
-  }
-  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
-    u[0] = g[3];
-    u[1] = g[3] + g[1];
-    u[2] = g[1];
-    u[3] = -g[2];
-    u[4] = g[2] + g[0];
-    u[5] = g[0];
-  }
-  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    y[0] = m[0] + m[1];
-    y[1] = m[3] + m[4];
-    y[2] = m[1] + m[2];
-    y[3] = m[4] + m[5];
-  }
-};
-
-// Even taps meet the odd inputs and odd taps the even ones; the sums of the two are one.
-struct Strided4 {
-  static constexpr int kTaps = 4, kInputs = 6, kStep = 4, kOutputs = 2, kValues = 6, kSums = 3, kPairs = 6;
-  static constexpr int kValue[kPairs] = {0, 3, 1, 4, 2, 5}, kSum[kPairs] = {0, 0, 1, 1, 2, 2};
-  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
-  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
-    for (int i = 0; i < 2; i++) {
-      v[3 * i] = d[i] - d[2 + i];
-      v[3 * i + 1] = d[2 + i];
-      v[3 * i + 2] = d[4 + i] - d[2 + i];
-    }
-  }
-  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
-    for (int i = 0; i < 2; i++) {
-      u[i] = g[i];
-      u[2 + i] = g[i] + g[2 + i];
-      u[4 + i] = g[2 + i];
-    }
-  }
-  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    y[0] = m[0] + m[1];
-    y[1] = m[1] + m[2];
-  }
-};
 
 // Panels [block of columns][pair of pairs][length][columns of the block].
 struct WinogradLayout {
@@ -199,27 +109,6 @@ void pack(const ConvPackArgs& args) {
 
 // --- the image -------------------------------------------------------------------------------------------------------
 
-// V of one tile; rows[i * row_stride] are its inputs.
-template <class S>
-GENCORE_INLINE void transform_input(const float* const* rows, int64_t row_stride, int64_t channels, float* v,
-                                    int64_t value_stride) {
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const int n = static_cast<int>(smaller(kLanes, channels - c));
-    vfloat half[S::kValues][S::kInputs];
-    for (int j = 0; j < S::kInputs; j++) {
-      vfloat d[S::kInputs], values[S::kValues];
-      for (int i = 0; i < S::kInputs; i++) d[i] = load_lanes(rows[(i * S::kInputs + j) * row_stride] + c, n);
-      S::values(d, values);
-      for (int i = 0; i < S::kValues; i++) half[i][j] = values[i];
-    }
-    for (int i = 0; i < S::kValues; i++) {
-      vfloat values[S::kValues];
-      S::values(half[i], values);
-      for (int j = 0; j < S::kValues; j++) store(v + (i * S::kValues + j) * value_stride + c, values[j]);
-    }
-  }
-}
-
 // The outputs of one vector of columns of a tile.
 template <class S>
 GENCORE_INLINE void transform_output(const float* m, int64_t sum_stride, vfloat (&y)[S::kOutputs][S::kOutputs]) {
@@ -240,7 +129,7 @@ struct WinogradForward {
 
   const ConvForwardArgs& args;
   const ConvShape& shape;
-  Geometry g;  // of the tiles: "outputs" at a stride of kStep, under a "filter" of kInputs x kInputs
+  Geometry g;  // of the tiles
   WinogradLayout layout;
   Boxes boxes;
   int64_t capacity, splits;
@@ -276,18 +165,7 @@ struct WinogradForward {
   }
 
   void cut(Arena& arena) {
-    ConvShape tiles = shape;
-    for (int a = 1; a < 3; a++) {
-      tiles.kernel[a] = S::kInputs;
-      tiles.stride[a] = S::kStep;
-      tiles.out_size[a] = ceil_div(shape.out_size[a], S::kOutputs);
-      if (S::kTaps == 3 && args.transposed) tiles.padding[a] = 2 - shape.padding[a];
-    }
-    g = make_geometry(tiles, false, arena);
-    for (int a = 1; a < 3; a++) {
-      g.output_step[a] = S::kOutputs;
-      g.shape.out_size[a] = shape.out_size[a];
-    }
+    g = tile_geometry<S>(shape, args.transposed, arena);
     layout = {shape.out_channels, shape.in_channels, S::kPairs * S::kPairs};
     const int64_t numbers = kValues * shape.in_channels + kSums * smaller(WinogradLayout::block, shape.out_channels);
     const int64_t room = S::kBoxBytes / (numbers * static_cast<int64_t>(sizeof(float)));
@@ -310,7 +188,7 @@ struct WinogradForward {
     const int64_t tiles = box.pixels();
     list_rows(g, g.tap, kInputs, w.tiles, tiles, x, strides, zeros, w.rows, capacity);
     for (int64_t t = 0; t < tiles; t++)
-      transform_input<S>(w.rows + t, capacity, shape.in_channels, w.v + t * v_row, v_stride);
+      transform_input<S>(w.rows + t, capacity, shape.in_channels, w.v + t * v_row, v_stride, kLanes);
   }
 
   const float* padded(const void* from, int64_t channel, int channels, float* to) const {

@@ -28,7 +28,8 @@ from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._checks import compute_dtype
 from gencore.ops._layout import empty, is_channels_last, workable
 from gencore.ops._library import define
-from gencore.ops.conv_packing import Packed, fits_winograd
+from gencore.ops.conv_packing import Packed
+from gencore.ops.conv_winograd import by_winograd, weight_gradient_by_winograd
 from gencore.reference.conv import scale_weight, split_channels
 
 FUSED_IN_TRAINING = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
@@ -90,7 +91,7 @@ def convolution_cpu(
     tensors = (scale, None if bias is None else bias.to(compute).contiguous(), residual, slopes)
     geometry = (groups, weight.shape[2:], stride, padding, dilation, transposed)
     rest = (CONV_ACTIVATIONS[activation], negative_slope)
-    winograd = not moments and fits_winograd(x, weight, stride, padding, dilation, out_size, groups)
+    winograd = not moments and by_winograd(x, weight, stride, padding, dilation, out_size, groups)
     x, forward = workable(x), torch.ops.gencore_c.conv_forward
     with Packed(weight, groups, not transposed, winograd) as packed:
         right = forward(x, packed, *tensors, *geometry, *rest, winograd, y, *moments)
@@ -115,8 +116,9 @@ def _weight_gradient_cpu(
     result = torch.empty(shape, dtype=compute_dtype(dense.dtype), device=dense.device)
     if dense.numel() == 0 or gathered.numel() == 0:
         return result.zero_()
+    winograd = weight_gradient_by_winograd(dense, gathered, kernel, stride, padding, dilation, groups)
     torch.ops.gencore_c.conv_weight_gradient(
-        workable(dense), workable(gathered), groups, kernel, stride, padding, dilation, result
+        workable(dense), workable(gathered), groups, kernel, stride, padding, dilation, winograd, result
     )
     return result
 

@@ -3,46 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-
-# Measured beside the direct sums on two cores with AVX-512.
-_FEW_CHANNELS = 16
-_FEW_PIXELS = 1024
-_SMALL_IMAGE = 4  # most of its products are with padding, which direct sums leave out
-
-
-def fits_winograd(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    out_size: Sequence[int],
-    groups: int,
-) -> bool:
-    """Whether a convolution, transposed or not, is one by minimal filtering (``csrc/cpu/conv_winograd.cpp``).
-
-    Its rounding error is that of direct sums, so nothing but the shape decides: 3x3 at a stride of 1, and 4x4 at a
-    stride of 2 with a padding of 1.
-    """
-    kernel, geometry = tuple(weight.shape[2:]), (tuple(stride), tuple(dilation))
-    if x.dtype != torch.float32 or groups != 1 or min(weight.shape[:2]) < _FEW_CHANNELS:
-        return False
-    if kernel == (3, 3):
-        return geometry == ((1, 1), (1, 1))
-    return (
-        kernel == (4, 4)
-        and geometry == ((2, 2), (1, 1))
-        and tuple(padding) == (1, 1)
-        and min(out_size) >= _SMALL_IMAGE
-        and x.shape[0] * prod(out_size) >= _FEW_PIXELS
-    )
-
 
 # (id of the weight, groups, columns_first, winograd) -> (weak reference to it, what it was when packed, packed panels).
 _packed_weights: dict[tuple[int, int, bool, bool], tuple[Any, tuple[Any, ...], Tensor]] = {}
