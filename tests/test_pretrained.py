@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -312,7 +313,7 @@ def ada_pickle(content, protocol=3):
                 "_buffers": buffers,
                 "_non_persistent_buffers_set": set(),
                 "_modules": {k: build(v, f"{name}.{k}") for k, v in children.items()},
-                "_init_kwargs": {"z_dim": 10},
+                "_init_kwargs": {"z_dim": 10, "dtype": np.dtype("float32"), "gain": np.float32(2)},
             },
         )
 
@@ -383,6 +384,50 @@ def test_a_malicious_storage_is_refused(tmp_path):
     with pytest.raises(RefusedPickle):
         read_pickle(path)
     assert not canary.exists()
+
+
+def build(name, state):
+    """Pickle's instructions to set the state of what has this name, and to leave the stack as it was."""
+    module, _, name = name.rpartition(".")
+    return f"c{module}\n{name}\n".encode() + pickle.dumps(state, protocol=2)[2:-1] + b"b0"
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("torch._utils._rebuild_tensor_v2", (None, {"__defaults__": ()})),
+        ("torch._utils._rebuild_parameter", {"attribute": 1}),
+        ("dnnlib.util.EasyDict", (None, {"__len__": 1})),
+        ("builtins.set", {}),
+    ],
+)
+def test_a_pickle_cannot_change_what_the_process_shares(name, state, where, tmp_path):
+    """Hidden in a file whose networks are as they should be."""
+    save_pretrained(stylegan2(), tmp_path / "plain.pt", format="stylegan2-ada")
+    networks = ada_pickle(torch.load(tmp_path / "plain.pt", weights_only=True))
+    poison, path = build(name, state), tmp_path / "evil.pkl"
+    path.write_bytes(networks[:2] + poison + networks[2:] if where == "before" else networks[:-1] + poison + b".")
+    defaults = torch._utils._rebuild_tensor_v2.__defaults__
+    try:
+        with pytest.raises(
+            RefusedPickle, match=rf"refused: it wants to set attributes of (_Dict|{name.split('.')[-1]})"
+        ):
+            load_pretrained(stylegan2(), path, format="stylegan2-ada")
+        assert torch._utils._rebuild_tensor_v2.__defaults__ == defaults
+    finally:
+        torch._utils._rebuild_tensor_v2.__defaults__ = defaults
+        vars(torch._utils._rebuild_parameter).clear()
+    torch.load(tmp_path / "plain.pt", weights_only=True)
+
+
+def test_a_pickle_cannot_set_attributes_of_tensors_and_networks(tmp_path):
+    hooks = (False, None, {0: None})
+    for content in (ada_pickle({"G": {"a": torch.ones(3)}}), pickle.dumps(torch.ones(3), protocol=3)):
+        path = tmp_path / "evil.pkl"
+        path.write_bytes(content[:-1] + pickle.dumps(hooks, protocol=2)[2:-1] + b"b.")
+        with pytest.raises(RefusedPickle, match="it wants to set attributes of"):
+            read_pickle(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", ada_pickle({"G": {"a": torch.ones(3)}})[:-30]])
