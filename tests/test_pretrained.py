@@ -474,6 +474,26 @@ def test_another_resolution():
         load_pretrained(stylegan2(), rosinality(8), format="rosinality")
 
 
+@pytest.mark.parametrize(
+    ("key", "name", "change", "message"),
+    [
+        (None, "latent_avg", lambda t: torch.randn(7), r"latent_avg must be a .* \[10\], got \(7,\) of torch.float32"),
+        (None, "latent_avg", lambda t: "x", r"latent_avg must be a floating-point Tensor \[10\], got a str"),
+        ("g_ema", 3, lambda t: torch.ones(2), "g_ema: the key 3 must be a str"),
+        ("d", "final_linear.0.bias", lambda t: t + 1j, "final_linear.0.bias must be floating point, got .*complex64"),
+        ("d", "final_linear.0.bias", lambda t: t.long(), "final_linear.0.bias must be floating point, got torch.int64"),
+    ],
+)
+def test_what_are_no_weights(key, name, change, message):
+    model, content = stylegan2(), rosinality()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = content if key is None else content[key]
+    state[name] = change(state.get(name))
+    with pytest.raises(RuntimeError, match=message):
+        load_pretrained(model, content, format="rosinality")
+    assert_same(model.state_dict(), before)
+
+
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="format must be one of stylegan2-ada, rosinality for a StyleGAN2; got 'npz'"):
         load_pretrained(stylegan2(), {}, format="npz")

@@ -103,7 +103,9 @@ def load_pretrained(
         network: Any = getattr(model, part)
         found[part] = _translate(key, content[key], network.state_dict(), list(table), problems)
         if part == "generator" and format == "rosinality" and "latent_avg" in content:
-            found[part]["mapping.w_avg"] = content["latent_avg"].reshape(-1)
+            found[part]["mapping.w_avg"] = _average_style(
+                content["latent_avg"], network.mapping.w_avg.numel(), problems
+            )
     if not found:
         raise RuntimeError(
             f"load_pretrained: the file has none of {', '.join(filter(None, [*keys, layout.discriminator]))}; it has "
@@ -219,11 +221,17 @@ def _translate(
     if not isinstance(theirs, Mapping):
         problems.append(f"{where}: wanted a state_dict, got a {type(theirs).__name__}")
         return {}
-    theirs = {_plain(name): value for name, value in theirs.items() if not name.endswith(".accumulation_counter")}
-    strange = [name for name, value in theirs.items() if not isinstance(value, Tensor)]
+    strange = [
+        f"{where}: the key {name!r} must be a str"
+        if not isinstance(name, str)
+        else f"{where}: {name} must be a Tensor, got a {type(value).__name__}"
+        for name, value in theirs.items()
+        if not isinstance(name, str) or not isinstance(value, Tensor)
+    ]
     if strange:
-        problems += [f"{where}: {name} must be a Tensor, got a {type(theirs[name]).__name__}" for name in strange]
+        problems += strange
         return {}
+    theirs = {_plain(name): value for name, value in theirs.items() if not name.endswith(".accumulation_counter")}
     result = {}
     for entry in table:
         value = theirs.pop(entry.theirs, None)
@@ -234,10 +242,21 @@ def _translate(
             problems.append(f"{where}: {entry.theirs} is missing, wanted {wanted}")
         elif tuple(value.shape) != wanted:
             problems.append(f"{where}: {entry.theirs} must be {wanted}, got {tuple(value.shape)}")
+        elif not value.is_floating_point():
+            problems.append(f"{where}: {entry.theirs} must be floating point, got {value.dtype}")
         else:
             result[entry.ours] = entry.read(value)
     problems += [f"{where}: {name} {tuple(value.shape)} is left over" for name, value in theirs.items()]
     return result
+
+
+def _average_style(value: Any, width: int, problems: list[str]) -> Tensor:
+    """rosinality's ``latent_avg``, ``[width]`` or ``[1, width]``; added to ``problems`` if it is anything else."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != width:
+        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        problems.append(f"latent_avg must be a floating-point Tensor [{width}], got {got}")
+        return torch.empty(0)
+    return value.flatten()
 
 
 def _plain(name: str) -> str:
