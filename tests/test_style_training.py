@@ -312,6 +312,24 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(make, tmp_path):
             assert torch.equal(a, b), key
 
 
+@pytest.mark.parametrize("name", ["progan_256", "stylegan_256", "stylegan2_256"])
+def test_a_checkpoint_of_another_resolution_is_not_loaded_in_part(name, tmp_path):
+    training = ProGANTraining if name == "progan_256" else StyleGANTraining
+    torch.manual_seed(1)
+    sizes = {"channels": 1, "latent": 16, "channel_budget": 256, "max_channels": 16}
+    save_checkpoint(training(gencore.create_model(name, resolution=32, **sizes)), tmp_path / "32.pt")
+    small = training(gencore.create_model(name, resolution=16, **sizes))
+    before = {k: v.clone() for k, v in small.model.state_dict().items()}
+    with pytest.raises(
+        RuntimeError, match=r"does not fit a training of a Style\w+|ProGAN of \w+\(resolution=16"
+    ) as caught:
+        load_checkpoint(small, tmp_path / "32.pt")
+    assert "model: discriminator.from_rgb." in str(caught.value)
+    assert "averaged: " in str(caught.value)
+    assert "32.conv0.weight (8, 16, 3, 3) is left over" in str(caught.value)
+    assert all(torch.equal(v, before[k]) for k, v in small.model.state_dict().items())
+
+
 def test_growth_must_fit_the_model():
     with pytest.raises(ValueError, match="must end at the model's resolution 16, got 32"):
         ProGANTraining(model("progan_256"), growth=Growth(32))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gencore.losses import drift_penalty, gradient_penalty, wasserstein_discriminator, wasserstein_generator
 from gencore.models.progan import Growing, ProGAN
+from gencore.train.checkpoint import check_fits
 from gencore.train.ema import EMA
 from gencore.train.growth import Growth, match
 from gencore.train.lazy import lazy_adam
@@ -68,6 +69,7 @@ class GrowingGANTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_fits(state, self.model, self.state_dict())
         self.model.load_state_dict(state["model"])
         self.averaged.module.load_state_dict(state["averaged"])
         self.optimizer_g.load_state_dict(state["optimizer_g"])
