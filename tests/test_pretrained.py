@@ -15,6 +15,7 @@ import gencore
 from gencore.models.styles import Noise
 from gencore.pretrained import RefusedPickle, load_pretrained, read_pickle, save_pretrained
 from tests import published
+from tests.published_ada import ada_discriminate, ada_generate, ada_map, ada_states
 
 WIDTHS = {4: 12, 8: 12, 16: 8}
 SMALL = {"resolution": 16, "channel_budget": 128, "max_channels": 12, "latent": 10}
@@ -325,28 +326,40 @@ def ada_pickle(content, protocol=3):
         del sys.modules["torch_utils"], sys.modules["torch_utils.persistence"]
 
 
+def stylegan2_ada():
+    g, d = ada_states(16, WIDTHS, 10, 3)
+    last = {k: v if k.endswith("resample_filter") else v + 1 for k, v in g.items()}
+    return {"G": last, "D": d, "G_ema": g}
+
+
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_stylegan2_ada(protocol, tmp_path):
-    model = stylegan2()
-    save_pretrained(model, tmp_path / "plain.pt", format="stylegan2-ada")
-    content = torch.load(tmp_path / "plain.pt", weights_only=True)
-    names = content["G_ema"].keys()
-    assert {"mapping.fc0.weight", "mapping.w_avg", "synthesis.b4.const", "synthesis.b16.conv0.affine.bias"} <= names
-    assert {"synthesis.b8.torgb.weight", "synthesis.b8.conv1.noise_strength", "synthesis.b8.resample_filter"} <= names
-    assert content["G_ema"]["synthesis.b8.conv1.noise_const"].shape == (8, 8)
-    assert {"b16.fromrgb.bias", "b16.skip.weight", "b4.fc.weight", "b4.out.bias"} <= content["D"].keys()
-
+    content, model = stylegan2_ada(), stylegan2()
     (tmp_path / "network-snapshot.pkl").write_bytes(ada_pickle(content, protocol))
-    fresh = stylegan2()
-    with torch.no_grad():
-        for tensor in fresh.state_dict().values():
-            tensor.fill_(9)
-    assert load_pretrained(fresh, tmp_path / "network-snapshot.pkl", format="stylegan2-ada") == [
-        "generator",
-        "discriminator",
-    ]
-    assert_same(fresh.state_dict(), model.state_dict())
+    found = load_pretrained(model, tmp_path / "network-snapshot.pkl", format="stylegan2-ada")
+    assert found == ["generator", "discriminator"]
     assert "GENCORE_TEST_PWNED" not in os.environ  # the source code in the file was not run
+    g, d = ({k: v.double() for k, v in content[key].items()} for key in ("G_ema", "D"))
+    model.eval().double()
+    z, images = torch.randn(4, 10).double(), torch.randn(8, 3, 16, 16).double()
+    styles = model.generator.mapping(z, truncation=0.6)
+    torch.testing.assert_close(styles[:, 0], ada_map(g, z, truncation=0.6), rtol=1e-6, atol=1e-7)
+    styles = torch.randn_like(styles)  # a style of its own for every layer, so that none can be mistaken
+    torch.testing.assert_close(model.generator.synthesis(styles, CONST), ada_generate(g, styles), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.discriminator(images), ada_discriminate(d, images), rtol=1e-5, atol=1e-5)
+
+
+def test_stylegan2_ada_there_and_back(tmp_path):
+    content, model = stylegan2_ada(), stylegan2()
+    (tmp_path / "theirs.pkl").write_bytes(ada_pickle(content))
+    load_pretrained(model, tmp_path / "theirs.pkl", format="stylegan2-ada", average=False)
+    averaged = stylegan2()
+    load_pretrained(averaged, tmp_path / "theirs.pkl", format="stylegan2-ada")
+    save_pretrained(model, tmp_path / "ours.pt", format="stylegan2-ada", average=averaged.generator)
+    written = torch.load(tmp_path / "ours.pt", weights_only=True)
+    assert written.keys() == content.keys()
+    for key, state in content.items():
+        assert_same(written[key], state)
 
 
 class Malicious:
