@@ -1,7 +1,7 @@
 """stylegan2-ada-pytorch's networks in plain PyTorch, as functions of their weights.
 
-Written from the paper and the project's documented names, by its plainest formulas: zeros between the pixels, a weight for
-every sample. It shares nothing with gencore's models.
+Written from the paper and the names that the project documents, by the plainest formulas: zeros between the pixels, a
+weight a sample. It shares nothing with gencore's models.
 """
 
 from __future__ import annotations

@@ -36,10 +36,14 @@ def rosinality(size=16):
 
 def genforce(name):
     g, d = published.genforce_shapes(16, WIDTHS, 10)
+    grown = {"lod": torch.zeros([])}
     if name != "stylegan_256":
-        return {"generator_smooth": published.synthesize(g), "discriminator": published.synthesize(d)}
+        return {"generator_smooth": published.synthesize(g) | grown, "discriminator": published.synthesize(d) | grown}
     g = published.genforce_stylegan_shapes(16, WIDTHS, 10, 3)
-    content = {"generator_smooth": published.synthesize(g), "discriminator": published.synthesize(d)}
+    content = {
+        "generator_smooth": published.synthesize(g) | {"synthesis.lod": torch.zeros([])},
+        "discriminator": published.synthesize(d) | grown,
+    }
     for key, layer, width in (
         ("generator_smooth", "synthesis.layer2", 12),
         ("generator_smooth", "synthesis.layer4", 8),
@@ -131,6 +135,36 @@ def test_rosinality_without_an_average():
     assert (average - wanted.mean(0)).norm() < 0.05 * wanted.std(0).norm()
     assert model.training
     assert_same(model.discriminator.state_dict(), before)
+
+
+def test_rosinality_without_noise():
+    """Files of before the noise was stored: the model's own stays."""
+    content, model = rosinality(), stylegan2()
+    content["g_ema"] = {k: v for k, v in content["g_ema"].items() if not k.startswith("noises.")}
+    before = model.generator.synthesis.blocks["8"].conv0.noise_const.clone()
+    load_pretrained(model, content, format="rosinality")
+    assert torch.equal(model.generator.synthesis.blocks["8"].conv0.noise_const, before)
+    assert torch.equal(model.generator.synthesis.blocks["4"].const, content["g_ema"]["input.input"][0])
+
+
+@pytest.mark.parametrize("name", ["progan_256", "stylegan_256"])
+def test_genforce_stages(name, tmp_path):
+    """Halvings of the resolution, a fraction where one fades in."""
+    content, styled = genforce(name), {} if name == "progan_256" else STYLED
+    lod = "lod" if name == "progan_256" else "synthesis.lod"
+    for value, stage in ((0.0, (16, 1.0)), (0.25, (16, 0.75)), (1.0, (8, 1.0)), (1.5, (8, 0.5)), (2.0, (4, 1.0))):
+        content["generator_smooth"][lod] = content["discriminator"]["lod"] = torch.tensor(value)
+        model = gencore.create_model(name, **SMALL, **styled)
+        load_pretrained(model, content, format="genforce")
+        assert model.discriminator.now() == stage
+        assert [m.now() for m in model.generator.modules() if hasattr(m, "now")] == [stage]
+        save_pretrained(model, tmp_path / "ours.pt", format="genforce")
+        written = torch.load(tmp_path / "ours.pt", weights_only=True)
+        assert written["generator_smooth"][lod] == written["discriminator"]["lod"] == value
+    for value in (-1.0, 2.5, float("nan")):
+        content["discriminator"]["lod"] = torch.tensor(value)
+        with pytest.raises(RuntimeError, match=rf"discriminator: lod must be in \[0, 2\], got {value}"):
+            load_pretrained(model, content, format="genforce")
 
 
 @pytest.mark.parametrize("name", BIGGANS)
@@ -250,7 +284,6 @@ def test_round_trip(name, options, format, content, tmp_path):
         if isinstance(value, torch.Tensor):
             assert torch.equal(written[key].flatten(), value.flatten())
         else:
-            value = {k: torch.zeros([]) if k.endswith("lod") else v for k, v in value.items()}
             assert_same(written[key], value)
 
 
@@ -347,6 +380,18 @@ def test_stylegan2_ada(protocol, tmp_path):
     styles = torch.randn_like(styles)  # a style of its own for every layer, so that none can be mistaken
     torch.testing.assert_close(model.generator.synthesis(styles, CONST), ada_generate(g, styles), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.discriminator(images), ada_discriminate(d, images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["snapshot.PKL", "snapshot", "snapshot.pickle"])
+def test_a_pickle_is_known_by_its_content(name, tmp_path):
+    (tmp_path / name).write_bytes(ada_pickle(stylegan2_ada()))
+    assert len(load_pretrained(stylegan2(), tmp_path / name, format="stylegan2-ada")) == 2
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_file_of_torch_is_known_by_its_content(zipped, tmp_path):
+    torch.save(rosinality(), tmp_path / "a.pkl", _use_new_zipfile_serialization=zipped)
+    assert len(load_pretrained(stylegan2(), tmp_path / "a.pkl", format="rosinality")) == 2
 
 
 def test_stylegan2_ada_there_and_back(tmp_path):
