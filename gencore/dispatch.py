@@ -49,6 +49,11 @@ def backend(impl: str) -> Iterator[None]:
         _state.impl = previous
 
 
+def is_named(impl: str) -> bool:
+    """Whether ``impl``, or the backend in its place, names an implementation, so that nothing else may run."""
+    return impl != "auto" or _state.impl != "auto"
+
+
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Which implementations of ``op`` exist, which accept these arguments, which one runs, and why.
 
