@@ -271,7 +271,7 @@ class NoiseInjection(nn.Module):
             raise RuntimeError(
                 f"NoiseInjection: noise must have shape [{n} or 1, 1, {h}, {w}], got {tuple(noise.shape)}"
             )
-        return torch.addcmul(x, noise, self.weight[:, None, None])
+        return torch.addcmul(x, noise.to(x.dtype), self.weight[:, None, None].to(x.dtype))
 
     def extra_repr(self) -> str:
         return str(self.weight.numel())
