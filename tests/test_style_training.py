@@ -279,6 +279,14 @@ def test_lazy_steps_come_when_they_should():
     assert training.path_mean > 0
 
 
+def test_there_is_no_correction_without_a_regulariser():
+    training = StyleGANTraining(model("stylegan2_256"), gamma=0.0, path_weight=0.0)
+    for optimizer in (training.optimizer_d, training.optimizer_g):
+        assert optimizer.param_groups[0]["lr"] == 2.5e-3
+        assert optimizer.param_groups[0]["betas"] == (0.0, 0.99)
+    assert training.step(images()[:8])["r1"] == 0
+
+
 @pytest.mark.parametrize("make", TRAININGS)
 def test_the_generator_step_leaves_the_discriminator_alone(make):
     training = make()
