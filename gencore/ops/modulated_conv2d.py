@@ -54,7 +54,8 @@ def modulated_conv2d(
     The weights of the samples are never formed (but by the reference): the input channels are scaled by the style and
     the output channels by the factor of the demodulation, which is one small matrix product of squared styles and
     squared weights. Up-sampling is a transposed convolution and then the filter. Gradients of all tensors but the
-    filter exist to any order.
+    filter exist to any order; those beyond the first run in plain PyTorch for the scaling and the epilogue, at its
+    speed.
 
     Args:
         x: ``[N, I, H, W]``; float32, float64, bfloat16 or float16, any strides.

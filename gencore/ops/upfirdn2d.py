@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gencore import reference
 from gencore.dispatch import OPS, Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
-from gencore.ops._checks import check_device, check_floating, compute_dtype
+from gencore.ops._checks import check_device, check_floating, check_number, compute_dtype
 from gencore.ops._layout import empty, is_channels_last, workable
 from gencore.ops._library import define
 from gencore.reference.upfirdn2d import filter_size
@@ -56,7 +56,7 @@ def upfirdn2d(
         ``[N, C, H', W']`` with ``H' = (H up + y0 + y1 - h) // down + 1``, in dtype and layout of x.
 
     Raises:
-        TypeError: x or f is not a tensor; up, down or padding is no whole number and no sequence.
+        TypeError: x or f is not a tensor, or gain is one; up, down or padding is no whole number and no sequence.
         RuntimeError: a shape, size, dtype or device that does not fit, or nothing left after cropping.
 
     Reference:
@@ -67,6 +67,7 @@ def upfirdn2d(
     ups, downs = check_factors(where, "up", up), check_factors(where, "down", down)
     paddings = expand_padding(where, padding)
     check_image_and_filter(where, x, f)
+    check_number(where, "gain", gain)
     output_size(where, x, f, ups, downs, paddings)
     return resample(x, f, ups, downs, paddings, flip_filter, gain, OP.select(impl, x, f))
 
