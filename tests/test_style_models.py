@@ -409,3 +409,35 @@ def test_second_derivatives_of_a_generator(name):
 
     assert torch.autograd.gradcheck(images, (code, *weights))
     assert torch.autograd.gradgradcheck(images, (code, *weights))
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configurations_that_could_not_work(name):
+    with pytest.raises(ValueError, match=r"channel_budget must be at least the resolution 1024, .* got 512"):
+        gencore.create_model(name, resolution=1024, channel_budget=512, max_channels=8)
+    sizes = ["latent", "channels", "max_channels"] + (["style", "mapping_layers"] if name != "progan_256" else [])
+    for size in sizes:
+        with pytest.raises(ValueError, match=f"{size} must be at least 1, got 0"):
+            tiny(name, **{size: 0})
+
+
+@pytest.mark.parametrize("name", ["progan_256", "stylegan_256"])
+def test_the_stage_keeps_its_precision(name):
+    model = tiny(name)
+    model.grow(8.0, 0.999)
+    model.bfloat16().float()
+    network = model.discriminator
+    assert network.stage.tolist() == [8, 0.999]
+    assert network.now() == (8, 0.999)
+    assert network(torch.randn(1, 2, 8, 8)).shape == (1,)
+
+
+def test_settings_that_could_not_work():
+    with pytest.raises(ValueError, match="truncation must be a finite number, got nan"):
+        truncate(torch.randn(1, 4, 3), torch.zeros(3), float("nan"))
+    with pytest.raises(ValueError, match="noise must enter from a resolution on up to another, got 64 to 8"):
+        Noise(low=64, high=8)
+    assert Noise.ablation("coarse", boundary=4).kind == "none"

@@ -343,3 +343,33 @@ def test_growth_must_fit_the_model():
         ProGANTraining(model("progan_256"), growth=Growth(32))
     with pytest.raises(ValueError, match="a StyleGAN2 does not grow"):
         StyleGANTraining(model("stylegan2_256"), growth=Growth(16))
+
+
+@pytest.mark.parametrize("make", TRAININGS)
+@pytest.mark.parametrize("size", [24, 32])
+def test_images_must_have_the_models_resolution(make, size):
+    training = make()
+    with pytest.raises(RuntimeError, match=rf"images must have shape \[N, C, 16, 16\], got \(8, 1, {size}, {size}\)"):
+        training.step(torch.randn(8, 1, size, size))
+    with pytest.raises(RuntimeError):
+        training.step(torch.randn(7, 3, 16, 16))  # of other channels
+    assert training.seen == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixing": 2.0}, "mixing must be a probability"),
+        ({"mixing": math.nan}, "mixing must be a probability"),
+        ({"r1_every": None}, "r1_every must be a whole number of at least 0, got None"),
+        ({"path_shrink": 0}, "path_shrink must be a whole number of at least 1, got 0"),
+        ({"ema_half_life": math.nan}, "half_life and ramp_up must be positive"),
+    ],
+)
+def test_options_that_could_not_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        StyleGANTraining(model("stylegan2_256"), **options)
+
+
+def test_an_average_of_nothing_seen_is_the_model():
+    assert EMA(nn.Linear(1, 1)).beta(4, seen=0) == 0

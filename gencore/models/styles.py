@@ -6,6 +6,7 @@ layer takes a style of its own, two layers at each resolution, so styles are ``[
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,8 @@ class MappingNetwork(nn.Module):
 
 def truncate(styles: Tensor, average: Tensor, truncation: float, cutoff: int | None = None) -> Tensor:
     """``average + truncation * (styles - average)`` in the first ``cutoff`` layers (all if None). Appendix B."""
+    if not math.isfinite(truncation):
+        raise ValueError(f"truncation must be a finite number, got {truncation}")
     if truncation == 1:
         return styles
     psi = torch.ones(styles.shape[1], 1, dtype=styles.dtype, device=styles.device)
@@ -134,6 +137,8 @@ class Noise:
     def __post_init__(self) -> None:
         if self.kind not in ("random", "const", "none"):
             raise ValueError(f"noise must be 'random', 'const' or 'none'; got {self.kind!r}")
+        if self.low > self.high:
+            raise ValueError(f"noise must enter from a resolution on up to another, got {self.low} to {self.high}")
 
     @classmethod
     def of(cls, noise: Noise | str) -> Noise:
@@ -148,9 +153,8 @@ class Noise:
         """
         if setting not in NOISE_SETTINGS:
             raise ValueError(f"noise setting must be one of {', '.join(NOISE_SETTINGS)}; got {setting!r}")
-        if setting == "none":
-            return cls("none")
-        return cls(kind, low=boundary if setting == "fine" else 4, high=boundary // 2 if setting == "coarse" else 1024)
+        low, high = boundary if setting == "fine" else 4, boundary // 2 if setting == "coarse" else 1024
+        return cls("none") if setting == "none" or low > high else cls(kind, low=low, high=high)
 
     def draw(self, count: int, constant: Tensor) -> Tensor | None:
         """``[count, 1, H, W]`` or ``[1, 1, H, W]``, or None, for a layer with this constant noise ``[H, W]``."""

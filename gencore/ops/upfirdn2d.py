@@ -219,9 +219,13 @@ def setup_filter(
         ``[taps]`` or ``[h, w]``, float32.
 
     Raises:
-        RuntimeError: f is empty, has rank 3, is a matrix where ``separable``, or sums to 0 where ``normalize``.
+        RuntimeError: f is not finite and real, is empty, has rank 3, is a matrix where ``separable``, or sums to 0
+            where ``normalize``.
     """
-    taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
+    given = torch.as_tensor(1.0 if f is None else f)
+    if given.is_complex() or not (given.is_meta or given.isfinite().all()):
+        raise RuntimeError(f"setup_filter: f must be finite real numbers, got {given.tolist()}")
+    taps = given.to(torch.float32)
     if taps.dim() > 2 or taps.numel() == 0:
         raise RuntimeError(f"setup_filter: f must be a number, a row or a matrix, got shape {tuple(taps.shape)}")
     if separable and taps.dim() == 2:

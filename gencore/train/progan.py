@@ -39,17 +39,26 @@ class GrowingGANTraining:
         self.history: list[dict[str, float]] = []
 
     def begin(self, images: Tensor) -> Tensor:
-        """Grow as planned; the images at the model's stage."""
+        """Grow as planned; the images at the model's stage.
+
+        Raises:
+            RuntimeError: the images are not of the model's full resolution.
+        """
+        full = self.model.config.resolution
+        if images.dim() != 4 or images.shape[2:] != (full, full):
+            raise RuntimeError(
+                f"{type(self).__name__}: images must have shape [N, C, {full}, {full}], got {tuple(images.shape)}"
+            )
         self.model.train()
         if self.growth is not None:
             self.model.grow(*self.growth.at(self.seen))
         if isinstance(self.model.discriminator, Growing):
             images = match(images, *self.model.discriminator.now())
-        self.seen += len(images)
         return images
 
     def end(self, batch: int) -> None:
-        """Take the generator's weights into the average."""
+        """Count the images, and take the generator's weights into the average."""
+        self.seen += batch
         self.averaged.update(self.model.generator, batch=batch, seen=self.seen)
 
     @torch.no_grad()

@@ -40,7 +40,8 @@ class StyleGANTraining(GrowingGANTraining):
         seed: of the noise.
 
     Raises:
-        ValueError: if the growth does not end at the model's resolution, or the model cannot grow.
+        ValueError: if the growth does not end at the model's resolution, the model cannot grow, ``mixing`` is not in
+            [0, 1], or a number of steps is none.
 
     Reference:
         Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, appendix B.
@@ -63,6 +64,15 @@ class StyleGANTraining(GrowingGANTraining):
     ) -> None:
         if growth is not None and not isinstance(model, StyleGAN):
             raise ValueError(f"StyleGANTraining: a {type(model).__name__} does not grow")
+        if not 0 <= mixing <= 1:
+            raise ValueError(f"StyleGANTraining: mixing must be a probability, in [0, 1], got {mixing}")
+        for name, value, least in (
+            ("r1_every", r1_every, 0),
+            ("path_every", path_every, 0),
+            ("path_shrink", path_shrink, 1),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"StyleGANTraining: {name} must be a whole number of at least {least}, got {value!r}")
         super().__init__(model, ema_half_life=ema_half_life, growth=growth, seed=seed)
         self.gamma, self.r1_every = gamma, r1_every if gamma else 0
         self.path_weight, self.path_every, self.path_shrink = path_weight, path_every if path_weight else 0, path_shrink
