@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ def backend(impl: str) -> Iterator[None]:
         yield
     finally:
         _state.impl = previous
+
+
+def is_named(impl: str) -> bool:
+    """Whether ``impl``, or the backend in its place, names an implementation, so that nothing else may run."""
+    return impl != "auto" or _state.impl != "auto"
 
 
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
@@ -116,8 +122,11 @@ class Op:
             impl = _state.impl
         if impl == "auto":
             for name, candidate in self.implementations.items():
-                if candidate.supports(*args, **kwargs) is None and candidate.slower(*args, **kwargs) is None:
+                reason = candidate.supports(*args, **kwargs)
+                if reason is None and candidate.slower(*args, **kwargs) is None:
                     return name
+                if not EXTENSION.loaded and reason == _without_extension():
+                    _warn_of_slowness(reason)
         check_name(impl, self.name)
         candidate = self.implementations.get(impl, _ABSENT)
         reason = candidate.supports(*args, **kwargs)
@@ -157,13 +166,31 @@ _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def cpu_refusal(x: torch.Tensor) -> Reason:
     """Why the C++ CPU kernels cannot take ``x``."""
-    if not EXTENSION.loaded:
-        return f"the C++ extension is not loaded: {EXTENSION.reason}; {EXTENSION.fix}"
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}, not on the CPU"
     if x.dtype not in _CPU_DTYPES:
         return f"{x.dtype} is not one of float32, float64, bfloat16, float16"
-    return None
+    return None if EXTENSION.loaded else _without_extension()
+
+
+def _without_extension() -> str:
+    return f"the C++ extension is not loaded: {EXTENSION.reason}; {EXTENSION.fix}"
+
+
+def _warn_of_slowness(reason: str) -> None:
+    """Once a process: who did not ask for plain PyTorch should not take its time for gencore's."""
+    global _warned
+    if not _warned and not torch.compiler.is_compiling():
+        _warned = True
+        warnings.warn(
+            f"gencore runs on plain PyTorch, at its speed: {reason}. (impl='reference', gencore.backend or "
+            "GENCORE_BACKEND=reference asks for it, and then nothing is said.)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+_warned = False
 
 
 def triton_refusal(x: torch.Tensor) -> Reason:

@@ -1,4 +1,5 @@
-"""Finds and loads the C++ extensions, once, without noise: what is missing is told by :func:`gencore.env`.
+"""Finds and loads the C++ extensions, once, without noise: what is missing is told by :func:`gencore.env`, and by a
+warning of the first op that would have run on it.
 
 This module is responsible for the verdict *which native code is there*. Which implementation runs is decided in
 :mod:`gencore.dispatch`.

@@ -12,8 +12,9 @@ from gencore.ops.modulated_conv2d import conv2d_resample, modulated_conv2d
 from gencore.ops.pixel_norm import pixel_norm
 from gencore.ops.reparameterize_kl import reparameterize_kl
 from gencore.ops.self_attention import self_attention
+from gencore.ops.setup_filter import setup_filter
 from gencore.ops.spectral_norm import spectral_norm, spectral_norm_list
-from gencore.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from gencore.ops.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
 
 __all__ = [
     "attention_block",

@@ -223,7 +223,8 @@ def path_length_penalty(lengths: Tensor, mean: Tensor, *, decay: float = 0.01) -
     Reference:
         Ibid., equation 4.
     """
-    mean = mean.lerp(lengths.detach().mean(), decay)
+    lengths = lengths.to(torch.promote_types(lengths.dtype, mean.dtype))  # of 16 bits under autocast
+    mean = mean.lerp(lengths.detach().mean().to(mean.dtype), decay)
     return (lengths - mean).square().mean(), mean
 
 

@@ -15,6 +15,7 @@ import torch, gencore
 from gencore import functional as F
 x = torch.randn(3, 4, requires_grad=True)
 z, kl = F.reparameterize_kl(x, x)
+F.bias_act(x)
 (z.sum() + kl.sum()).backward()
 print(gencore.__file__)
 print(gencore.explain("reparameterize_kl", x, x))
@@ -44,7 +45,10 @@ def _use(package: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_without_the_extension(tmp_path: Path) -> None:
-    out = _use(_copy(tmp_path)).stdout
+    result = _use(_copy(tmp_path))
+    assert result.stderr.count("RuntimeWarning: gencore runs on plain PyTorch, at its speed") == 1
+    assert "installed without building its C++ extension; run `make build` in a checkout" in result.stderr
+    out = result.stdout
     assert "runs 'reference'" in out
     assert "refused: reparameterize_kl: impl='cpu' cannot run here: the C++ extension is not loaded" in out
     assert "missing: C++ extension (impl='cpu')" in out
@@ -67,6 +71,10 @@ def test_with_a_broken_extension(tmp_path: Path) -> None:
     assert "runs 'reference'" in out
     assert "_C.so does not load" in out
     assert "built with torch 1.0" in out
+
+
+def test_plain_pytorch_that_was_asked_for_is_no_surprise(tmp_path: Path) -> None:
+    assert _use(_copy(tmp_path), GENCORE_BACKEND="reference").stderr == ""
 
 
 def test_without_triton(tmp_path: Path) -> None:

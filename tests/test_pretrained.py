@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ import gencore
 from gencore.models.styles import Noise
 from gencore.pretrained import RefusedPickle, load_pretrained, read_pickle, save_pretrained
 from tests import published
+from tests.published_ada import ada_discriminate, ada_generate, ada_map, ada_states
 
 WIDTHS = {4: 12, 8: 12, 16: 8}
 SMALL = {"resolution": 16, "channel_budget": 128, "max_channels": 12, "latent": 10}
@@ -34,10 +36,14 @@ def rosinality(size=16):
 
 def genforce(name):
     g, d = published.genforce_shapes(16, WIDTHS, 10)
+    grown = {"lod": torch.zeros([])}
     if name != "stylegan_256":
-        return {"generator_smooth": published.synthesize(g), "discriminator": published.synthesize(d)}
+        return {"generator_smooth": published.synthesize(g) | grown, "discriminator": published.synthesize(d) | grown}
     g = published.genforce_stylegan_shapes(16, WIDTHS, 10, 3)
-    content = {"generator_smooth": published.synthesize(g), "discriminator": published.synthesize(d)}
+    content = {
+        "generator_smooth": published.synthesize(g) | {"synthesis.lod": torch.zeros([])},
+        "discriminator": published.synthesize(d) | grown,
+    }
     for key, layer, width in (
         ("generator_smooth", "synthesis.layer2", 12),
         ("generator_smooth", "synthesis.layer4", 8),
@@ -129,6 +135,36 @@ def test_rosinality_without_an_average():
     assert (average - wanted.mean(0)).norm() < 0.05 * wanted.std(0).norm()
     assert model.training
     assert_same(model.discriminator.state_dict(), before)
+
+
+def test_rosinality_without_noise():
+    """Files of before the noise was stored: the model's own stays."""
+    content, model = rosinality(), stylegan2()
+    content["g_ema"] = {k: v for k, v in content["g_ema"].items() if not k.startswith("noises.")}
+    before = model.generator.synthesis.blocks["8"].conv0.noise_const.clone()
+    load_pretrained(model, content, format="rosinality")
+    assert torch.equal(model.generator.synthesis.blocks["8"].conv0.noise_const, before)
+    assert torch.equal(model.generator.synthesis.blocks["4"].const, content["g_ema"]["input.input"][0])
+
+
+@pytest.mark.parametrize("name", ["progan_256", "stylegan_256"])
+def test_genforce_stages(name, tmp_path):
+    """Halvings of the resolution, a fraction where one fades in."""
+    content, styled = genforce(name), {} if name == "progan_256" else STYLED
+    lod = "lod" if name == "progan_256" else "synthesis.lod"
+    for value, stage in ((0.0, (16, 1.0)), (0.25, (16, 0.75)), (1.0, (8, 1.0)), (1.5, (8, 0.5)), (2.0, (4, 1.0))):
+        content["generator_smooth"][lod] = content["discriminator"]["lod"] = torch.tensor(value)
+        model = gencore.create_model(name, **SMALL, **styled)
+        load_pretrained(model, content, format="genforce")
+        assert model.discriminator.now() == stage
+        assert [m.now() for m in model.generator.modules() if hasattr(m, "now")] == [stage]
+        save_pretrained(model, tmp_path / "ours.pt", format="genforce")
+        written = torch.load(tmp_path / "ours.pt", weights_only=True)
+        assert written["generator_smooth"][lod] == written["discriminator"]["lod"] == value
+    for value in (-1.0, 2.5, float("nan")):
+        content["discriminator"]["lod"] = torch.tensor(value)
+        with pytest.raises(RuntimeError, match=rf"discriminator: lod must be in \[0, 2\], got {value}"):
+            load_pretrained(model, content, format="genforce")
 
 
 @pytest.mark.parametrize("name", BIGGANS)
@@ -248,7 +284,6 @@ def test_round_trip(name, options, format, content, tmp_path):
         if isinstance(value, torch.Tensor):
             assert torch.equal(written[key].flatten(), value.flatten())
         else:
-            value = {k: torch.zeros([]) if k.endswith("lod") else v for k, v in value.items()}
             assert_same(written[key], value)
 
 
@@ -312,7 +347,7 @@ def ada_pickle(content, protocol=3):
                 "_buffers": buffers,
                 "_non_persistent_buffers_set": set(),
                 "_modules": {k: build(v, f"{name}.{k}") for k, v in children.items()},
-                "_init_kwargs": {"z_dim": 10},
+                "_init_kwargs": {"z_dim": 10, "dtype": np.dtype("float32"), "gain": np.float32(2)},
             },
         )
 
@@ -324,28 +359,52 @@ def ada_pickle(content, protocol=3):
         del sys.modules["torch_utils"], sys.modules["torch_utils.persistence"]
 
 
+def stylegan2_ada():
+    g, d = ada_states(16, WIDTHS, 10, 3)
+    last = {k: v if k.endswith("resample_filter") else v + 1 for k, v in g.items()}
+    return {"G": last, "D": d, "G_ema": g}
+
+
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_stylegan2_ada(protocol, tmp_path):
-    model = stylegan2()
-    save_pretrained(model, tmp_path / "plain.pt", format="stylegan2-ada")
-    content = torch.load(tmp_path / "plain.pt", weights_only=True)
-    names = content["G_ema"].keys()
-    assert {"mapping.fc0.weight", "mapping.w_avg", "synthesis.b4.const", "synthesis.b16.conv0.affine.bias"} <= names
-    assert {"synthesis.b8.torgb.weight", "synthesis.b8.conv1.noise_strength", "synthesis.b8.resample_filter"} <= names
-    assert content["G_ema"]["synthesis.b8.conv1.noise_const"].shape == (8, 8)
-    assert {"b16.fromrgb.bias", "b16.skip.weight", "b4.fc.weight", "b4.out.bias"} <= content["D"].keys()
-
+    content, model = stylegan2_ada(), stylegan2()
     (tmp_path / "network-snapshot.pkl").write_bytes(ada_pickle(content, protocol))
-    fresh = stylegan2()
-    with torch.no_grad():
-        for tensor in fresh.state_dict().values():
-            tensor.fill_(9)
-    assert load_pretrained(fresh, tmp_path / "network-snapshot.pkl", format="stylegan2-ada") == [
-        "generator",
-        "discriminator",
-    ]
-    assert_same(fresh.state_dict(), model.state_dict())
+    found = load_pretrained(model, tmp_path / "network-snapshot.pkl", format="stylegan2-ada")
+    assert found == ["generator", "discriminator"]
     assert "GENCORE_TEST_PWNED" not in os.environ  # the source code in the file was not run
+    g, d = ({k: v.double() for k, v in content[key].items()} for key in ("G_ema", "D"))
+    model.eval().double()
+    z, images = torch.randn(4, 10).double(), torch.randn(8, 3, 16, 16).double()
+    styles = model.generator.mapping(z, truncation=0.6)
+    torch.testing.assert_close(styles[:, 0], ada_map(g, z, truncation=0.6), rtol=1e-6, atol=1e-7)
+    styles = torch.randn_like(styles)  # a style of its own for every layer, so that none can be mistaken
+    torch.testing.assert_close(model.generator.synthesis(styles, CONST), ada_generate(g, styles), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.discriminator(images), ada_discriminate(d, images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["snapshot.PKL", "snapshot", "snapshot.pickle"])
+def test_a_pickle_is_known_by_its_content(name, tmp_path):
+    (tmp_path / name).write_bytes(ada_pickle(stylegan2_ada()))
+    assert len(load_pretrained(stylegan2(), tmp_path / name, format="stylegan2-ada")) == 2
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_file_of_torch_is_known_by_its_content(zipped, tmp_path):
+    torch.save(rosinality(), tmp_path / "a.pkl", _use_new_zipfile_serialization=zipped)
+    assert len(load_pretrained(stylegan2(), tmp_path / "a.pkl", format="rosinality")) == 2
+
+
+def test_stylegan2_ada_there_and_back(tmp_path):
+    content, model = stylegan2_ada(), stylegan2()
+    (tmp_path / "theirs.pkl").write_bytes(ada_pickle(content))
+    load_pretrained(model, tmp_path / "theirs.pkl", format="stylegan2-ada", average=False)
+    averaged = stylegan2()
+    load_pretrained(averaged, tmp_path / "theirs.pkl", format="stylegan2-ada")
+    save_pretrained(model, tmp_path / "ours.pt", format="stylegan2-ada", average=averaged.generator)
+    written = torch.load(tmp_path / "ours.pt", weights_only=True)
+    assert written.keys() == content.keys()
+    for key, state in content.items():
+        assert_same(written[key], state)
 
 
 class Malicious:
@@ -383,6 +442,50 @@ def test_a_malicious_storage_is_refused(tmp_path):
     with pytest.raises(RefusedPickle):
         read_pickle(path)
     assert not canary.exists()
+
+
+def build(name, state):
+    """Pickle's instructions to set the state of what has this name, and to leave the stack as it was."""
+    module, _, name = name.rpartition(".")
+    return f"c{module}\n{name}\n".encode() + pickle.dumps(state, protocol=2)[2:-1] + b"b0"
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("torch._utils._rebuild_tensor_v2", (None, {"__defaults__": ()})),
+        ("torch._utils._rebuild_parameter", {"attribute": 1}),
+        ("dnnlib.util.EasyDict", (None, {"__len__": 1})),
+        ("builtins.set", {}),
+    ],
+)
+def test_a_pickle_cannot_change_what_the_process_shares(name, state, where, tmp_path):
+    """Hidden in a file whose networks are as they should be."""
+    save_pretrained(stylegan2(), tmp_path / "plain.pt", format="stylegan2-ada")
+    networks = ada_pickle(torch.load(tmp_path / "plain.pt", weights_only=True))
+    poison, path = build(name, state), tmp_path / "evil.pkl"
+    path.write_bytes(networks[:2] + poison + networks[2:] if where == "before" else networks[:-1] + poison + b".")
+    defaults = torch._utils._rebuild_tensor_v2.__defaults__
+    try:
+        with pytest.raises(
+            RefusedPickle, match=rf"refused: it wants to set attributes of (_Dict|{name.split('.')[-1]})"
+        ):
+            load_pretrained(stylegan2(), path, format="stylegan2-ada")
+        assert torch._utils._rebuild_tensor_v2.__defaults__ == defaults
+    finally:
+        torch._utils._rebuild_tensor_v2.__defaults__ = defaults
+        vars(torch._utils._rebuild_parameter).clear()
+    torch.load(tmp_path / "plain.pt", weights_only=True)
+
+
+def test_a_pickle_cannot_set_attributes_of_tensors_and_networks(tmp_path):
+    hooks = (False, None, {0: None})
+    for content in (ada_pickle({"G": {"a": torch.ones(3)}}), pickle.dumps(torch.ones(3), protocol=3)):
+        path = tmp_path / "evil.pkl"
+        path.write_bytes(content[:-1] + pickle.dumps(hooks, protocol=2)[2:-1] + b"b.")
+        with pytest.raises(RefusedPickle, match="it wants to set attributes of"):
+            read_pickle(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", ada_pickle({"G": {"a": torch.ones(3)}})[:-30]])
@@ -427,6 +530,26 @@ def test_another_resolution():
     assert_same(model.state_dict(), before)  # the part that fits was not loaded either
     with pytest.raises(RuntimeError, match=r"g_ema: convs.2.conv.weight is missing, wanted \(1, 8, 12, 3, 3\)"):
         load_pretrained(stylegan2(), rosinality(8), format="rosinality")
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "change", "message"),
+    [
+        (None, "latent_avg", lambda t: torch.randn(7), r"latent_avg must be a .* \[10\], got \(7,\) of torch.float32"),
+        (None, "latent_avg", lambda t: "x", r"latent_avg must be a floating-point Tensor \[10\], got a str"),
+        ("g_ema", 3, lambda t: torch.ones(2), "g_ema: the key 3 must be a str"),
+        ("d", "final_linear.0.bias", lambda t: t + 1j, "final_linear.0.bias must be floating point, got .*complex64"),
+        ("d", "final_linear.0.bias", lambda t: t.long(), "final_linear.0.bias must be floating point, got torch.int64"),
+    ],
+)
+def test_what_are_no_weights(key, name, change, message):
+    model, content = stylegan2(), rosinality()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = content if key is None else content[key]
+    state[name] = change(state.get(name))
+    with pytest.raises(RuntimeError, match=message):
+        load_pretrained(model, content, format="rosinality")
+    assert_same(model.state_dict(), before)
 
 
 def test_bad_arguments(tmp_path):

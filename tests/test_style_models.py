@@ -243,6 +243,9 @@ def test_style_groups_are_the_papers():
     assert layers[style_layers("middle")] == [4, 5, 6, 7]
     assert layers[style_layers("fine")] == list(range(8, 18))
     assert layers[style_layers((8, 8))] == [2, 3]
+    assert layers[style_layers("coarse", skips=True)] == [0, 1, 2]
+    assert layers[style_layers("middle", skips=True)] == [3, 4, 5, 6]
+    assert layers[style_layers((8, 8), skips=True)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["stylegan_256", "stylegan2_256"])
@@ -269,6 +272,33 @@ def test_style_mixing(name):
     for group in ((5, 9), (16, 4), (2, 8)):
         with pytest.raises(ValueError, match=r"from one power of two in 4..1024 up to another, got"):
             mix_styles(a, b, group)
+
+
+def test_which_layers_of_a_stylegan2_are_mixed():
+    """Both convolutions of a resolution; their style is the picture's before too, the last picture has its own."""
+    synthesis = tiny("stylegan2_256").generator.synthesis
+    a, b = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    conv = {(r, c) for r in (4, 8, 16) for c in ("conv0", "conv1")} - {(4, "conv0")}
+    taken = {}
+    for r, block in synthesis.blocks.items():
+        for name in ("conv0", "conv1", "to_rgb"):
+            if hasattr(block, name):
+                hook = lambda m, args, key=(int(r), name): taken.update({key: args[1]})  # noqa: E731
+                getattr(block, name).register_forward_pre_hook(hook)
+    for group in ((4, 4), (8, 8), (16, 16), (4, 8), (8, 16), (4, 16)):
+        synthesis(mix_styles(a, b, group, skips=True), "const")
+        changed = {key for key, style in taken.items() if not any(torch.equal(style, s) for s in a.unbind(1))}
+        assert changed & conv == {(r, c) for r, c in conv if group[0] <= r <= group[1]}
+        before = {(r, "to_rgb") for r in (4, 8) if group[0] <= 2 * r <= group[1]}
+        assert changed - conv == before | ({(16, "to_rgb")} if group[1] == 16 else set())
+
+
+def test_an_empty_batch_leaves_the_average_style_alone():
+    mapping = tiny("stylegan2_256").generator.mapping.train()
+    mapping(torch.randn(4, 6, dtype=torch.float64))
+    before = mapping.w_avg.clone()
+    assert mapping(torch.randn(0, 6, dtype=torch.float64)).shape == (0, 6, 6)
+    assert torch.equal(mapping.w_avg, before)
 
 
 @pytest.mark.skipif(not EXTENSION.loaded, reason="needs the C++ extension")
@@ -379,3 +409,35 @@ def test_second_derivatives_of_a_generator(name):
 
     assert torch.autograd.gradcheck(images, (code, *weights))
     assert torch.autograd.gradgradcheck(images, (code, *weights))
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configurations_that_could_not_work(name):
+    with pytest.raises(ValueError, match=r"channel_budget must be at least the resolution 1024, .* got 512"):
+        gencore.create_model(name, resolution=1024, channel_budget=512, max_channels=8)
+    sizes = ["latent", "channels", "max_channels"] + (["style", "mapping_layers"] if name != "progan_256" else [])
+    for size in sizes:
+        with pytest.raises(ValueError, match=f"{size} must be at least 1, got 0"):
+            tiny(name, **{size: 0})
+
+
+@pytest.mark.parametrize("name", ["progan_256", "stylegan_256"])
+def test_the_stage_keeps_its_precision(name):
+    model = tiny(name)
+    model.grow(8.0, 0.999)
+    model.bfloat16().float()
+    network = model.discriminator
+    assert network.stage.tolist() == [8, 0.999]
+    assert network.now() == (8, 0.999)
+    assert network(torch.randn(1, 2, 8, 8)).shape == (1,)
+
+
+def test_settings_that_could_not_work():
+    with pytest.raises(ValueError, match="truncation must be a finite number, got nan"):
+        truncate(torch.randn(1, 4, 3), torch.zeros(3), float("nan"))
+    with pytest.raises(ValueError, match="noise must enter from a resolution on up to another, got 64 to 8"):
+        Noise(low=64, high=8)
+    assert Noise.ablation("coarse", boundary=4).kind == "none"

@@ -279,6 +279,14 @@ def test_lazy_steps_come_when_they_should():
     assert training.path_mean > 0
 
 
+def test_there_is_no_correction_without_a_regulariser():
+    training = StyleGANTraining(model("stylegan2_256"), gamma=0.0, path_weight=0.0)
+    for optimizer in (training.optimizer_d, training.optimizer_g):
+        assert optimizer.param_groups[0]["lr"] == 2.5e-3
+        assert optimizer.param_groups[0]["betas"] == (0.0, 0.99)
+    assert training.step(images()[:8])["r1"] == 0
+
+
 @pytest.mark.parametrize("make", TRAININGS)
 def test_the_generator_step_leaves_the_discriminator_alone(make):
     training = make()
@@ -312,8 +320,56 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(make, tmp_path):
             assert torch.equal(a, b), key
 
 
+@pytest.mark.parametrize("name", ["progan_256", "stylegan_256", "stylegan2_256"])
+def test_a_checkpoint_of_another_resolution_is_not_loaded_in_part(name, tmp_path):
+    training = ProGANTraining if name == "progan_256" else StyleGANTraining
+    torch.manual_seed(1)
+    sizes = {"channels": 1, "latent": 16, "channel_budget": 256, "max_channels": 16}
+    save_checkpoint(training(gencore.create_model(name, resolution=32, **sizes)), tmp_path / "32.pt")
+    small = training(gencore.create_model(name, resolution=16, **sizes))
+    before = {k: v.clone() for k, v in small.model.state_dict().items()}
+    with pytest.raises(
+        RuntimeError, match=r"does not fit a training of a Style\w+|ProGAN of \w+\(resolution=16"
+    ) as caught:
+        load_checkpoint(small, tmp_path / "32.pt")
+    assert "model: discriminator.from_rgb." in str(caught.value)
+    assert "averaged: " in str(caught.value)
+    assert "32.conv0.weight (8, 16, 3, 3) is left over" in str(caught.value)
+    assert all(torch.equal(v, before[k]) for k, v in small.model.state_dict().items())
+
+
 def test_growth_must_fit_the_model():
     with pytest.raises(ValueError, match="must end at the model's resolution 16, got 32"):
         ProGANTraining(model("progan_256"), growth=Growth(32))
     with pytest.raises(ValueError, match="a StyleGAN2 does not grow"):
         StyleGANTraining(model("stylegan2_256"), growth=Growth(16))
+
+
+@pytest.mark.parametrize("make", TRAININGS)
+@pytest.mark.parametrize("size", [24, 32])
+def test_images_must_have_the_models_resolution(make, size):
+    training = make()
+    with pytest.raises(RuntimeError, match=rf"images must have shape \[N, C, 16, 16\], got \(8, 1, {size}, {size}\)"):
+        training.step(torch.randn(8, 1, size, size))
+    with pytest.raises(RuntimeError):
+        training.step(torch.randn(7, 3, 16, 16))  # of other channels
+    assert training.seen == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixing": 2.0}, "mixing must be a probability"),
+        ({"mixing": math.nan}, "mixing must be a probability"),
+        ({"r1_every": None}, "r1_every must be a whole number of at least 0, got None"),
+        ({"path_shrink": 0}, "path_shrink must be a whole number of at least 1, got 0"),
+        ({"ema_half_life": math.nan}, "half_life and ramp_up must be positive"),
+    ],
+)
+def test_options_that_could_not_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        StyleGANTraining(model("stylegan2_256"), **options)
+
+
+def test_an_average_of_nothing_seen_is_the_model():
+    assert EMA(nn.Linear(1, 1)).beta(4, seen=0) == 0

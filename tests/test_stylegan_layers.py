@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as TF
@@ -29,6 +31,9 @@ def test_setup_filter() -> None:
         F.setup_filter(torch.ones(2, 2), separable=True)
     with pytest.raises(RuntimeError, match=r"must not sum to 0 where normalize=True, got \[1.0, -1.0\]"):
         F.setup_filter([1, -1])
+    for bad in ([1, float("nan")], torch.ones(3) * 1j):
+        with pytest.raises(RuntimeError, match="f must be finite real numbers, got"):
+            F.setup_filter(bad)
     assert F.setup_filter([1, -1], normalize=False).sum() == 0
 
 
@@ -111,7 +116,7 @@ def test_small_layers() -> None:
     torch.nn.init.ones_(noise.weight)
     torch.testing.assert_close(noise(x, x[:, :1]), x + x[:, :1])
     for bad in (x, x[:2, :1], x[:, :1, :4], x[0, :1]):
-        with pytest.raises(RuntimeError, match=r"noise must have shape \[4 or 1, 1, 8, 8\], got"):
+        with pytest.raises(RuntimeError, match=r"noise must have shape \[4 or 1, 1, 8, 8\] or \[8, 8\], got"):
             noise(x, bad)
     with pytest.raises(RuntimeError, match=r"x must have shape \[N, 3, H, W\], got \(4, 2, 8, 8\)"):
         noise(x[:, :2])
@@ -183,3 +188,40 @@ def test_a_filter_with_a_gradient_is_the_references() -> None:
     assert explain("modulated_conv2d", x, weight, style, up=2, resample_filter=f).chosen == "reference"
     assert explain("conv2d_resample", x, weight, f).chosen == "reference"
     assert explain("conv2d_resample", x, weight.requires_grad_()).chosen == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.FullyConnected(0, 4), "FullyConnected: in_features must be at least 1, got 0"),
+        (lambda: nn.FullyConnected(4, 4, lr_multiplier=0), "lr_multiplier must not be 0"),
+        (lambda: nn.EqualizedConv2d(3, 4, 0), "EqualizedConv2d: kernel_size must be at least 1, got 0"),
+        (lambda: nn.EqualizedConv2d(3, 4, 2), "kernel_size must be odd, for the size to be kept, got 2"),
+        (lambda: nn.EqualizedConv2d(3, 4, 3, up=0), "up must be at least 1, got 0"),
+        (lambda: nn.EqualizedConv2d(3, 4, 3, clamp=-1), "clamp must be None or at least 0, got -1"),
+        (lambda: nn.ModulatedConv2d(3, 4, 3, 5, clamp=-1), "ModulatedConv2d: clamp must be None or at least 0"),
+        (lambda: nn.ModulatedConv2d(3, 4, 4, 5), "ModulatedConv2d: kernel_size must be odd"),
+        (lambda: nn.ModulatedConv2d(3, 4, 3, 0), "style_dim must be at least 1, got 0"),
+    ],
+)
+def test_layers_that_could_not_work(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_even_kernel_with_its_padding() -> None:
+    assert nn.EqualizedConv2d(3, 4, 2, padding=0)(torch.randn(1, 3, 8, 8)).shape == (1, 4, 7, 7)
+
+
+def test_noise_of_one_image_and_of_no_tensor() -> None:
+    layer, x, noise = nn.NoiseInjection(3), torch.randn(2, 3, 4, 5), torch.randn(4, 5)
+    layer.weight.data.normal_()
+    torch.testing.assert_close(layer(x, noise), layer(x, noise[None, None]))
+    assert layer(x.bfloat16(), noise).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="NoiseInjection: noise must be a Tensor, got float"):
+        layer(x, 0.5)  # type: ignore[arg-type]
+
+
+def test_sizes_of_groups_are_whole_numbers() -> None:
+    with pytest.raises(TypeError, match=r"minibatch_stddev: group_size must be a whole number, got 2.0"):
+        F.minibatch_stddev(torch.randn(4, 2, 3, 3), group_size=2.0)  # type: ignore[arg-type]

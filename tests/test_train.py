@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gencore
 from gencore import losses
-from gencore.train import GANTraining, VAETraining, fit, load_checkpoint, save_checkpoint
+from gencore.train import GANTraining, RestorationTraining, VAETraining, fit, load_checkpoint, save_checkpoint
+from gencore.train.restoration import gaussian_noise
 
 QUIET = Console(file=io.StringIO())
 
@@ -129,6 +130,27 @@ def test_checkpoint_of_another_kind(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a None"):
         load_checkpoint(gan_training(), tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize("kind", ["vae", "gan", "restoration"])
+def test_a_checkpoint_that_does_not_fit_is_not_loaded_in_part(kind, tmp_path):
+    def make(width):
+        if kind == "vae":
+            return VAETraining(gencore.create_model("vae_32", width=width, hidden=32))
+        if kind == "gan":
+            return GANTraining(gencore.create_model("dcgan_32", width=width, latent=16))
+        return RestorationTraining(gencore.create_model("red_net_10", width=width), gaussian_noise(25))
+
+    save_checkpoint(make(8), tmp_path / "8.pt")
+    training = make(4)
+    before = {k: v.clone() for k, v in training.model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"nothing is loaded:\n  model: [\w.]+ must be .*, got \("):
+        load_checkpoint(training, tmp_path / "8.pt")
+    state = make(4).state_dict()
+    del state["history"]
+    with pytest.raises(RuntimeError, match="history is missing"):
+        training.load_state_dict(state | {"more": 1})
+    assert all(torch.equal(v, before[k]) for k, v in training.model.state_dict().items())
 
 
 class Recorder:

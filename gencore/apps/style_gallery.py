@@ -99,7 +99,7 @@ def mixing_grid(generator: Any, a: Tensor, b: Tensor) -> Tensor:
     rows = [torch.cat([torch.full_like(down[:1], -1), along])]
     for i, style in enumerate(styles_a):
         group = list(GROUPS.values())[i * len(GROUPS) // len(styles_a)]
-        mixed = mix_styles(style.expand_as(styles_b), styles_b, group)
+        mixed = mix_styles(style.expand_as(styles_b), styles_b, group, skips=True)
         rows.append(torch.cat([down[i : i + 1], generator.synthesis(mixed, "const")]))
     return torch.cat(rows)
 

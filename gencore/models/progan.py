@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import gencore.functional as F
 from gencore.models.registry import register_model
-from gencore.models.resolutions import resolutions, sample_normal, width
+from gencore.models.resolutions import check_config, resolutions, sample_normal, width
 from gencore.nn import Blur, EqualizedConv2d, FullyConnected, MinibatchStdDev, PixelNorm
 from gencore.nn.layers import Layers, get_layers
 
@@ -45,7 +45,7 @@ class ProGANConfig:
     max_channels: int = 512
 
     def __post_init__(self) -> None:
-        resolutions(self.resolution)
+        check_config(self)
 
     def width(self, resolution: int) -> int:
         """Channels of the layers at this resolution."""
@@ -68,6 +68,13 @@ class Growing(nn.Module):
         self.resolution, self.alpha, self.fading = top, 1.0, False
         self.register_load_state_dict_post_hook(_read_stage)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """The stage keeps its dtype where the network changes its own: in bfloat16, 0.999 would be 1."""
+        super()._apply(fn, recurse)
+        if self.stage.dtype != torch.float64:
+            self.stage = torch.tensor([self.resolution, self.alpha], dtype=torch.float64, device=self.stage.device)
+        return self
+
     def grow(self, resolution: int, alpha: float = 1.0) -> None:
         """Use the layers up to ``resolution``, those of that resolution itself with the weight ``alpha``.
 
@@ -82,7 +89,7 @@ class Growing(nn.Module):
             raise ValueError(f"grow: resolution must be one of {self.resolutions}, got {resolution}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"grow: alpha must be in [0, 1], got {alpha}")
-        self.resolution, self.alpha = resolution, 1.0 if resolution == 4 else float(alpha)
+        self.resolution, self.alpha = int(resolution), 1.0 if resolution == 4 else float(alpha)
         self.fading = self.alpha < 1
         self.stage[0], self.stage[1] = self.resolution, self.alpha
 

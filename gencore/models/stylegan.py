@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import gencore.functional as F
 from gencore.models.progan import HE, Discriminator, Growing, ProGANConfig, double
 from gencore.models.registry import register_model
-from gencore.models.resolutions import sample_normal
+from gencore.models.resolutions import check_config, sample_normal
 from gencore.models.styles import MappingNetwork, Noise, StyleGenerator, check_styles
 from gencore.nn import Blur, EqualizedConv2d, FullyConnected, NoiseInjection
 from gencore.nn.layers import Layers, get_layers
@@ -32,6 +32,9 @@ class StyleGANConfig(ProGANConfig):
 
     style: int = 512
     mapping_layers: int = 8
+
+    def __post_init__(self) -> None:
+        check_config(self, "style", "mapping_layers")
 
     @property
     def layers(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gencore.models.registry import register_model
-from gencore.models.resolutions import resolutions, sample_normal, width
+from gencore.models.resolutions import check_config, resolutions, sample_normal, width
 from gencore.models.styles import MappingNetwork, Noise, StyleGenerator, check_styles
 from gencore.nn import EqualizedConv2d, FullyConnected, MinibatchStdDev, ModulatedConv2d, Upsample2d
 from gencore.nn.layers import Layers, get_layers
@@ -45,7 +45,7 @@ class StyleGAN2Config:
     clamp: float | None = None
 
     def __post_init__(self) -> None:
-        resolutions(self.resolution)
+        check_config(self, "style", "mapping_layers")
 
     def width(self, resolution: int) -> int:
         """Channels of the layers at this resolution."""

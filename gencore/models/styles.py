@@ -6,6 +6,7 @@ layer takes a style of its own, two layers at each resolution, so styles are ``[
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,22 +51,28 @@ class MappingNetwork(nn.Module):
         w = F.pixel_norm(z, impl=self.impl)
         for layer in self.layers:
             w = layer(w)
-        if self.training:
-            self.w_avg.copy_(torch.lerp(w.detach().mean(0), self.w_avg, 0.995))
+        if self.training and len(w) > 0:
+            self.w_avg.copy_(torch.lerp(w.detach().to(self.w_avg.dtype).mean(0), self.w_avg, 0.995))
         return truncate(w[:, None].expand(-1, self.count, -1), self.w_avg, truncation, cutoff)
 
 
 def truncate(styles: Tensor, average: Tensor, truncation: float, cutoff: int | None = None) -> Tensor:
     """``average + truncation * (styles - average)`` in the first ``cutoff`` layers (all if None). Appendix B."""
+    if not math.isfinite(truncation):
+        raise ValueError(f"truncation must be a finite number, got {truncation}")
     if truncation == 1:
         return styles
     psi = torch.ones(styles.shape[1], 1, dtype=styles.dtype, device=styles.device)
     psi[:cutoff] = truncation
-    return torch.lerp(average, styles, psi)
+    return torch.lerp(average.to(styles.dtype), styles, psi)
 
 
-def style_layers(group: str | tuple[int, int]) -> slice:
+def style_layers(group: str | tuple[int, int], *, skips: bool = False) -> slice:
     """The layers from one resolution to another, both included; or those of a group in :data:`STYLE_GROUPS`.
+
+    Args:
+        skips: of a StyleGAN2, which has one convolution at 4x4 and two at each further resolution, and where the layer
+            that makes a resolution's picture shares its style with the next resolution's first convolution.
 
     Raises:
         ValueError: if there is no such group, or the resolutions are no powers of two in rising order.
@@ -77,25 +84,31 @@ def style_layers(group: str | tuple[int, int]) -> slice:
     low, high = group
     if not {low, high} <= set(resolutions(1024)) or low > high:
         raise ValueError(f"a style group must go from one power of two in 4..1024 up to another, got {group}")
-    return slice(2 * (low.bit_length() - 3), 2 * (high.bit_length() - 2))
+    first, end = 2 * (low.bit_length() - 3), 2 * (high.bit_length() - 2)
+    return slice(max(first - 1, 0), end - 1) if skips else slice(first, end)
 
 
-def mix_styles(a: Tensor, b: Tensor, group: str | tuple[int, int]) -> Tensor:
+def mix_styles(a: Tensor, b: Tensor, group: str | tuple[int, int], *, skips: bool = False) -> Tensor:
     """``a`` with the styles of one group of layers copied from ``b``; both ``[N, layers, style]``.
 
     Args:
         group: ``"coarse"`` (4 to 8), ``"middle"`` (16 to 32), ``"fine"`` (64 on), or resolutions ``(from, to)``.
+        skips: the styles are a StyleGAN2's, as for :func:`style_layers`.
 
     Raises:
         ValueError: if the shapes differ, there is no such group, or none of its layers are among the styles'.
     """
     if a.shape != b.shape:
         raise ValueError(f"mix_styles: both styles must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    mixed, layers = a.clone(), style_layers(group)
-    if layers.start >= a.shape[1]:
+    of_two = style_layers(group)  # two layers at each resolution
+    if of_two.start >= a.shape[1]:
         raise ValueError(
-            f"mix_styles: the group {group!r} begins at layer {layers.start} of {a.shape[1]}: nothing would be mixed"
+            f"mix_styles: the group {group!r} begins at layer {of_two.start} of {a.shape[1]}: nothing would be mixed"
         )
+    layers = style_layers(group, skips=skips)
+    if of_two.stop >= a.shape[1]:  # with the last picture, whose style no other layer shares
+        layers = slice(layers.start, None)
+    mixed = a.clone()
     mixed[:, layers] = b[:, layers]
     return mixed
 
@@ -124,6 +137,8 @@ class Noise:
     def __post_init__(self) -> None:
         if self.kind not in ("random", "const", "none"):
             raise ValueError(f"noise must be 'random', 'const' or 'none'; got {self.kind!r}")
+        if self.low > self.high:
+            raise ValueError(f"noise must enter from a resolution on up to another, got {self.low} to {self.high}")
 
     @classmethod
     def of(cls, noise: Noise | str) -> Noise:
@@ -138,9 +153,8 @@ class Noise:
         """
         if setting not in NOISE_SETTINGS:
             raise ValueError(f"noise setting must be one of {', '.join(NOISE_SETTINGS)}; got {setting!r}")
-        if setting == "none":
-            return cls("none")
-        return cls(kind, low=boundary if setting == "fine" else 4, high=boundary // 2 if setting == "coarse" else 1024)
+        low, high = boundary if setting == "fine" else 4, boundary // 2 if setting == "coarse" else 1024
+        return cls("none") if setting == "none" or low > high else cls(kind, low=low, high=high)
 
     def draw(self, count: int, constant: Tensor) -> Tensor | None:
         """``[count, 1, H, W]`` or ``[1, 1, H, W]``, or None, for a layer with this constant noise ``[H, W]``."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import gencore.functional as F
+from gencore.ops._checks import check_tensor
 from gencore.ops.bias_act import ACTIVATIONS
 
 Taps = Sequence[float] | Sequence[Sequence[float]] | Tensor | None
@@ -48,7 +49,9 @@ class FullyConnected(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check(self, activation)
+        _check(self, activation, in_features=in_features, out_features=out_features)
+        if lr_multiplier == 0:
+            raise ValueError("FullyConnected: lr_multiplier must not be 0: the layer would never change")
         self.in_features, self.out_features = in_features, out_features
         self.activation, self.act_gain, self.impl = activation, act_gain, impl
         self.weight = nn.Parameter(torch.randn(out_features, in_features, device=device, dtype=dtype) / lr_multiplier)
@@ -75,7 +78,7 @@ class EqualizedConv2d(nn.Module):
 
     Args:
         in_channels, out_channels, bias: as in ``torch.nn.Conv2d``.
-        kernel_size: odd, for the size to be kept.
+        kernel_size: odd, for the size to be kept; any with a ``padding``.
         activation: one of :func:`gencore.functional.bias_act`'s.
         up, down: 1, or the factor by which the image grows or shrinks.
         resample_filter: taps of the filter for that, such as ``[1, 3, 3, 1]``; None: a single 1.
@@ -108,7 +111,10 @@ class EqualizedConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check(self, activation)
+        _check(self, activation, clamp, in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
+        _check(self, activation, up=up, down=down)
+        if padding is None:
+            _check_odd(self, kernel_size)
         shape = (out_channels, in_channels, kernel_size, kernel_size)
         self.activation, self.act_gain, self.clamp, self.impl = activation, act_gain, clamp, impl
         self.up, self.down = up, down
@@ -141,7 +147,7 @@ class ModulatedConv2d(nn.Module):
     With ``demodulate=False``, ``activation="linear"`` and a 1x1 kernel it is the layer that makes the picture.
 
     Args:
-        in_channels, out_channels, kernel_size: of the convolution; an odd kernel keeps the size.
+        in_channels, out_channels, kernel_size: of the convolution; the kernel is odd.
         style_dim: width of the style vector w.
         demodulate: scale the weights of every output channel to norm 1; without it He's constant takes its place.
         up, resample_filter: as in :class:`EqualizedConv2d`.
@@ -173,7 +179,9 @@ class ModulatedConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check(self, activation)
+        _check(self, activation, clamp, in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
+        _check(self, activation, up=up, style_dim=style_dim)
+        _check_odd(self, kernel_size)
         to: dict[str, Any] = {"device": device, "dtype": dtype}
         self.activation, self.act_gain, self.clamp, self.impl = activation, act_gain, clamp, impl
         self.demodulate, self.up, self.padding = demodulate, up, kernel_size // 2
@@ -255,9 +263,10 @@ class NoiseInjection(nn.Module):
         self.weight = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """``noise``: ``[N or 1, 1, H, W]``; None: standard normal, drawn by ``generator``.
+        """``noise``: ``[N or 1, 1, H, W]`` or ``[H, W]``; None: standard normal, drawn by ``generator``.
 
         Raises:
+            TypeError: the noise is no tensor.
             RuntimeError: x has another number of channels, or the noise another shape.
         """
         channels = self.weight.numel()
@@ -266,12 +275,14 @@ class NoiseInjection(nn.Module):
         if noise is None:
             shape = (x.shape[0], 1, *x.shape[2:])
             noise = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+        check_tensor("NoiseInjection", "noise", noise)
         n, _, h, w = x.shape
+        noise = noise[None, None] if noise.dim() == 2 else noise
         if noise.shape[1:] != (1, h, w) or (noise.shape[0] != n and noise.shape[0] != 1):
             raise RuntimeError(
-                f"NoiseInjection: noise must have shape [{n} or 1, 1, {h}, {w}], got {tuple(noise.shape)}"
+                f"NoiseInjection: noise must have shape [{n} or 1, 1, {h}, {w}] or [{h}, {w}], got {tuple(noise.shape)}"
             )
-        return torch.addcmul(x, noise, self.weight[:, None, None])
+        return torch.addcmul(x, noise.to(x.dtype), self.weight[:, None, None].to(x.dtype))
 
     def extra_repr(self) -> str:
         return str(self.weight.numel())
@@ -349,11 +360,22 @@ class Downsample2d(_Resample):
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _check(layer: nn.Module, activation: str) -> None:
+def _check(layer: nn.Module, activation: str, clamp: float | None = None, **sizes: int) -> None:
+    """Refuses an unknown activation, a negative clamp, and sizes below 1."""
+    for name, value in sizes.items():
+        if not value >= 1:
+            raise ValueError(f"{type(layer).__name__}: {name} must be at least 1, got {value}")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"{type(layer).__name__}: clamp must be None or at least 0, got {clamp}")
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"{type(layer).__name__}: activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}"
         )
+
+
+def _check_odd(layer: nn.Module, kernel_size: int) -> None:
+    if kernel_size % 2 == 0:
+        raise ValueError(f"{type(layer).__name__}: kernel_size must be odd, for the size to be kept, got {kernel_size}")
 
 
 def _register_filter(layer: nn.Module, taps: Taps, wanted: bool, device: Any) -> None:

@@ -59,6 +59,12 @@ def check_classes(where: str, name: str, y: Tensor, classes: int) -> None:
             raise IndexError(f"{where}: {name} must be classes in 0..{classes - 1}, got {value}")
 
 
+def check_number(where: str, name: str, value: Any) -> None:
+    """Refuses tensors, which would lose their gradient."""
+    if isinstance(value, Tensor):
+        raise TypeError(f"{where}: {name} must be a number, got a Tensor; multiply by it, and its gradient is kept")
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What statistics and reductions are held in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
+from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating
 from gencore.ops._library import define
 from gencore.ops.conv import conv2d
@@ -31,8 +32,8 @@ def attention_block(
 ) -> Tensor:
     r"""``gamma w_out(attention(w_query x, w_key x, w_value x)) + x`` over the positions of a feature map.
 
-    All projections are 1x1 convolutions. Gradients of all tensors exist to any order; gamma = 0 gives x bit for bit (in
-    the reference, but for negative zeros), and its own gradient.
+    All projections are 1x1 convolutions; as for those, ``torch.autocast`` lowers every tensor. Gradients of all tensors
+    exist to any order; gamma = 0 gives x bit for bit (in the reference, but for negative zeros), and its own gradient.
 
     Args:
         x: ``[B, C, H, W]``; float32, float64, bfloat16 or float16; contiguous or channels_last.
@@ -53,6 +54,7 @@ def attention_block(
     Reference:
         Zhang, Goodfellow, Metaxas and Odena, "Self-Attention Generative Adversarial Networks", 2019, section 3.
     """
+    x, w_query, w_key, w_value, w_out, gamma = autocast(x, w_query, w_key, w_value, w_out, gamma)
     _validate(x, w_query, w_key, w_value, w_out, gamma, pool)
     chosen = OP.select(impl, x)
     if chosen == "reference":

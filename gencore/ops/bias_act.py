@@ -10,7 +10,7 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._activation import EPILOGUE_ACTIVATIONS
-from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
+from gencore.ops._checks import check_device, check_floating, check_number, check_shape, compute_dtype
 from gencore.ops._layout import is_channels_last
 from gencore.ops._library import define, differentiate, triton_kernel
 
@@ -52,8 +52,9 @@ def bias_act(
 
     .. math:: y = \min(\max(\mathrm{gain} \cdot \mathrm{act}(x + b_c),\, -\mathrm{clamp}),\, \mathrm{clamp})
 
-    Nothing is kept for the backward but x and b. Gradients of x and b exist to any order; the gradient at a kink and
-    at the clamp's bounds is PyTorch's.
+    Nothing is kept for the backward but x and b. Gradients of x and b exist to any order; those beyond the first run on
+    the same kernel for ``linear``, ``relu`` and ``lrelu``, else in plain PyTorch, at its speed. The gradient at a kink
+    and at the clamp's bounds is PyTorch's.
 
     Args:
         x: any shape of at least one dimension; float32, float64, bfloat16 or float16; contiguous and channels_last are
@@ -71,7 +72,7 @@ def bias_act(
         y, with shape, dtype and layout of x.
 
     Raises:
-        TypeError: x or b is not a tensor.
+        TypeError: x or b is not a tensor, or alpha, gain or clamp is one.
         RuntimeError: a shape, dtype or device that does not fit.
         IndexError: dim is not one of x's dimensions.
         ValueError: an unknown activation, or a negative clamp.
@@ -81,6 +82,8 @@ def bias_act(
     """
     where = "bias_act"
     check_floating(where, "x", x)
+    if not isinstance(dim, int):
+        raise TypeError(f"{where}: dim must be a whole number, got {dim!r}")
     if not -x.dim() <= dim < x.dim():
         raise IndexError(f"{where}: dim must be one of x's {x.dim()} dimensions, got {dim}")
     check_bias(where, "b", b, x, x.shape[dim])
@@ -127,7 +130,9 @@ def resolve_activation(
     where: str, act: str, alpha: float | None, gain: float | None, clamp: float | None, name: str = "act"
 ) -> tuple[str, float, float, float]:
     """Checks them and fills in the defaults: (the kernels' name, alpha, gain, clamp or -1)."""
-    if act not in ACTIVATIONS:
+    for option, value in (("alpha", alpha), ("gain", gain), ("clamp", clamp)):
+        check_number(where, option, value)
+    if not isinstance(act, str) or act not in ACTIVATIONS:
         raise ValueError(f"{where}: {name} must be one of {', '.join(ACTIVATIONS)}; got {act!r}")
     if clamp is not None and not clamp >= 0:
         raise ValueError(f"{where}: clamp must be None or at least 0, got {clamp}")

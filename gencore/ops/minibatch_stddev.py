@@ -37,7 +37,7 @@ def minibatch_stddev(x: Tensor, group_size: int | None = 4, num_channels: int = 
         ``[N, C + num_channels, H, W]``, in x's dtype; channels_last where x is, otherwise contiguous.
 
     Raises:
-        TypeError: x is not a tensor.
+        TypeError: x is not a tensor, or a size no whole number.
         RuntimeError: a shape or dtype that does not fit; sizes that do not divide N or C.
 
     Reference:
@@ -48,6 +48,9 @@ def minibatch_stddev(x: Tensor, group_size: int | None = 4, num_channels: int = 
     if x.dim() < 2 or x.shape[0] == 0:
         raise RuntimeError(f"{where}: x must have shape [N, C, ...] with at least one sample, got {tuple(x.shape)}")
     n, c = x.shape[:2]
+    for name, value in (("group_size", group_size), ("num_channels", num_channels)):
+        if value is not None and not isinstance(value, int | torch.SymInt):
+            raise TypeError(f"{where}: {name} must be a whole number, got {value!r}")
     group = n if group_size is None else min(group_size, n)
     if group < 1 or n % group != 0:
         raise RuntimeError(f"{where}: group_size must be at least 1 and divide the batch of {n}, got {group_size}")

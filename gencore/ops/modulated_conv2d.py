@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
+from gencore.dispatch import Implementation, Op, cpu_refusal, is_named, triton_refusal, triton_slower
+from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor, compute_dtype
 from gencore.ops.bias_act import check_bias, resolve_activation, scaled_bias_act
 from gencore.ops.conv import conv2d, conv_transpose2d
@@ -52,7 +54,8 @@ def modulated_conv2d(
     The weights of the samples are never formed (but by the reference): the input channels are scaled by the style and
     the output channels by the factor of the demodulation, which is one small matrix product of squared styles and
     squared weights. Up-sampling is a transposed convolution and then the filter. Gradients of all tensors but the
-    filter exist to any order.
+    filter exist to any order; those beyond the first run in plain PyTorch for the scaling and the epilogue, at its
+    speed.
 
     Args:
         x: ``[N, I, H, W]``; float32, float64, bfloat16 or float16, any strides.
@@ -84,6 +87,7 @@ def modulated_conv2d(
         2020, section 2.2 and appendix B.
     """
     where = "modulated_conv2d"
+    x, weight, style, input_gain, noise, bias = autocast(x, weight, style, input_gain, noise, bias)
     check_floating(where, "x", x)
     paddings = check_resampled(where, x, weight, resample_filter, up, down, padding, 1)
     epilogue = resolve_activation(where, activation, alpha, gain, clamp, "activation")
@@ -100,9 +104,13 @@ def modulated_conv2d(
     if chosen == "reference":
         arguments = (*resampling[1:], resample_filter, flip_weight, input_gain, noise, bias)
         return reference.modulated_conv2d(x, weight, style, demodulate, *arguments, *epilogue)
-    factor = _demodulation(style, weight, chosen) if demodulate else None
-    scale = style if input_gain is None else style * input_gain
+    conv_impl = _conv_impl(impl, chosen)
+    factor = _demodulation(style, weight, conv_impl) if demodulate else None
+    scale = style if input_gain is None else style.to(compute_dtype(x.dtype)) * input_gain
     wide = _widened(x, weight, size) if chosen == "cpu" else (x, weight)
+    if chosen != "cpu" and x.dtype == torch.float16:
+        weight, scale, factor = _levelled(weight, scale, factor)
+        wide = x, weight
     modulated = scaled_bias_act(wide[0], scale, None, None, 1, *_NOTHING, chosen)
     recorded = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, style, input_gain, noise, bias)
@@ -111,7 +119,7 @@ def modulated_conv2d(
     fused = None
     if up > 1 and down == 1 and chosen == "cpu" and not recorded and epilogue[0] in SLOPES:
         fused = FirEpilogue(factor, noise, bias, *epilogue)
-    y = _resampled(modulated, wide[1], *resampling, 1, flip_weight, False, chosen, fused)
+    y = _resampled(modulated, wide[1], *resampling, 1, flip_weight, False, chosen, conv_impl, fused)
     if fused is None and not (factor is noise is bias is None and epilogue == _NOTHING):
         y = scaled_bias_act(y, factor, noise, bias, 1, *epilogue, chosen)
     return y.to(x.dtype)
@@ -152,13 +160,15 @@ def conv2d_resample(
         TypeError, RuntimeError: as :func:`conv2d` and :func:`upfirdn2d`.
     """
     where = "conv2d_resample"
+    x, weight = autocast(x, weight)
     check_floating(where, "x", x)
     paddings = check_resampled(where, x, weight, f, up, down, padding, groups)
     resampled_size(where, x, weight, f, up, down, paddings)
     chosen = RESAMPLE.select(impl, x, weight, f)
     if chosen == "reference":
         return reference.conv2d_resample(x, weight, f, up, down, paddings, groups, flip_weight, flip_filter)
-    return _resampled(x, weight, f, up, down, paddings, groups, flip_weight, flip_filter, chosen)
+    conv_impl = _conv_impl(impl, chosen)
+    return _resampled(x, weight, f, up, down, paddings, groups, flip_weight, flip_filter, chosen, conv_impl)
 
 
 # --- implementations -------------------------------------------------------------------------------------------------
@@ -166,13 +176,20 @@ def conv2d_resample(
 _NOTHING = ("identity", 0.0, 1.0, -1.0)  # for an epilogue: no activation, gain 1, no clamp
 
 
+def _conv_impl(impl: str, chosen: str) -> str:
+    """What runs the convolutions in here: on a GPU where nobody named Triton, whatever is best for a convolution.
+
+    The CPU's own products of matrices have the same bits at any number of threads.
+    """
+    return chosen if chosen == "cpu" or is_named(impl) else "auto"
+
+
 @without_autocast
-def _demodulation(style: Tensor, weight: Tensor, impl: str) -> Tensor:
+def _demodulation(style: Tensor, weight: Tensor, conv_impl: str) -> Tensor:
     """The factors [N, O], from the squared styles and the squared weights of every pair of channels."""
     compute = compute_dtype(style.dtype)
     energy = weight.to(compute).square().sum([2, 3])
-    # The CPU's own product of matrices has the same bits at any number of threads.
-    product = linear(style.to(compute).square(), energy, impl="cpu" if impl == "cpu" else "auto")
+    product = linear(style.to(compute).square(), energy, impl=conv_impl)
     return (product + DEMODULATION_EPS).rsqrt()
 
 
@@ -181,6 +198,24 @@ def _widened(x: Tensor, weight: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
     pixels the rounding of 16-bit results between the steps would not even out in the style's gradient."""
     narrow = x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and size[0] * size[1] < 16)
     return (x.float(), weight.float()) if narrow else (x, weight)
+
+
+def _levelled(weight: Tensor, scale: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, scale and factor of the same float16 result, without sums over the channels that overflow on the way.
+
+    Weight and scale are divided by powers of two, so that no sum is more than the root of its terms' number times the
+    image's largest pixel; the factor, in float32, makes up for it. (As in Karras et al., "Training Generative
+    Adversarial Networks with Limited Data", 2020, whose norms are no powers of two, and round once more.)
+    """
+    level = _power_of_two(weight.detach().abs().amax()) * 2.0 ** math.ceil(math.log2(weight[0].numel()) / 2)
+    levels = _power_of_two(scale.detach().abs().amax(1, keepdim=True))
+    factor = weight.new_ones((len(scale), len(weight)), dtype=torch.float32) if factor is None else factor
+    return (weight.float() / level).to(weight.dtype), scale / levels, factor * (levels * level)
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """The least one above x, at least 0, float32."""
+    return torch.exp2(torch.frexp(x.float()).exponent.float())
 
 
 @without_autocast
@@ -195,13 +230,14 @@ def _resampled(
     flip_weight: bool,
     flip_filter: bool,
     impl: str,
+    conv_impl: str,
     epilogue: FirEpilogue | None = None,
 ) -> Tensor:
     """The checked call of ``conv2d_resample`` by convolutions and :func:`upfirdn2d`, whichever order costs least.
 
     ``epilogue``: what the last filter does on its way out; with ``up`` above 1 and ``down`` 1.
     """
-    one, conv_impl = (1, 1), impl if impl == "cpu" else "auto"
+    one = (1, 1)
     kh, kw = weight.shape[2:]
     x0, x1, y0, y1 = padding
     if up > 1 and (kh, kw) != one:

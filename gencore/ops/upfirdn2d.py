@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gencore import reference
 from gencore.dispatch import OPS, Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
-from gencore.ops._checks import check_device, check_floating, compute_dtype
+from gencore.ops._checks import check_device, check_floating, check_number, compute_dtype
 from gencore.ops._layout import empty, is_channels_last, workable
 from gencore.ops._library import define
 from gencore.reference.upfirdn2d import filter_size
@@ -56,7 +56,7 @@ def upfirdn2d(
         ``[N, C, H', W']`` with ``H' = (H up + y0 + y1 - h) // down + 1``, in dtype and layout of x.
 
     Raises:
-        TypeError: x or f is not a tensor; up, down or padding is no whole number and no sequence.
+        TypeError: x or f is not a tensor, or gain is one; up, down or padding is no whole number and no sequence.
         RuntimeError: a shape, size, dtype or device that does not fit, or nothing left after cropping.
 
     Reference:
@@ -67,6 +67,7 @@ def upfirdn2d(
     ups, downs = check_factors(where, "up", up), check_factors(where, "down", down)
     paddings = expand_padding(where, padding)
     check_image_and_filter(where, x, f)
+    check_number(where, "gain", gain)
     output_size(where, x, f, ups, downs, paddings)
     return resample(x, f, ups, downs, paddings, flip_filter, gain, OP.select(impl, x, f))
 
@@ -194,40 +195,6 @@ def filter2d(
     centred = (width // 2, (width - 1) // 2, height // 2, (height - 1) // 2)
     paddings = [e + c for e, c in zip(extra, centred, strict=True)]
     return upfirdn2d(x, f, 1, 1, paddings, flip_filter, gain, impl=impl)
-
-
-def setup_filter(
-    f: Tensor | Sequence[float] | Sequence[Sequence[float]] | float | None,
-    normalize: bool = True,
-    flip_filter: bool = False,
-    gain: float = 1.0,
-    separable: bool | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """The taps of a filter, as the functions here take them.
-
-    Args:
-        f: numbers, one row of them or a matrix, such as ``[1, 3, 3, 1]``; None: a single 1.
-        normalize: scale the taps to a sum of 1.
-        flip_filter: turn them round.
-        gain: of the filter on an image, whether it is kept 1-D or not.
-        separable: keep one row 1-D, to be applied along both directions; None: from 8 taps on. A shorter row becomes
-            its outer product (which the CPU kernels find to be one, and run as two passes all the same).
-
-    Returns:
-        ``[taps]`` or ``[h, w]``, float32.
-
-    Raises:
-        RuntimeError: f is empty, has rank 3, is a matrix where ``separable``, or sums to 0 where ``normalize``.
-    """
-    taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
-    if taps.dim() > 2 or taps.numel() == 0:
-        raise RuntimeError(f"setup_filter: f must be a number, a row or a matrix, got shape {tuple(taps.shape)}")
-    if separable and taps.dim() == 2:
-        raise RuntimeError(f"setup_filter: a separable f must be one row, got shape {tuple(taps.shape)}")
-    if normalize and not taps.is_meta and taps.sum() == 0:
-        raise RuntimeError(f"setup_filter: f must not sum to 0 where normalize=True, got {taps.tolist()}")
-    return reference.setup_filter(f, normalize, flip_filter, gain, separable, device)
 
 
 # --- implementations -------------------------------------------------------------------------------------------------

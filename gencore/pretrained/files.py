@@ -68,7 +68,7 @@ def load_pretrained(
     Args:
         model: of the configuration that the weights were trained with; either all of a network is loaded or nothing of
             either.
-        source: a file, or what is in one: networks' ``state_dict`` s under the project's keys. A ``.pkl`` (of
+        source: a file, or what is in one: networks' ``state_dict`` s under the project's keys. A pickle (of
             stylegan2-ada-pytorch or stylegan3) goes through :func:`read_pickle`; anything else is what ``torch.save``
             wrote. For ``"biggan-pytorch"``, a folder with ``G_ema.pth``, ``G.pth`` or ``D.pth``, for
             ``"huggingface"`` one with ``pytorch_model.bin``; or one such file.
@@ -103,7 +103,9 @@ def load_pretrained(
         network: Any = getattr(model, part)
         found[part] = _translate(key, content[key], network.state_dict(), list(table), problems)
         if part == "generator" and format == "rosinality" and "latent_avg" in content:
-            found[part]["mapping.w_avg"] = content["latent_avg"].reshape(-1)
+            found[part]["mapping.w_avg"] = _average_style(
+                content["latent_avg"], network.mapping.w_avg.numel(), problems
+            )
     if not found:
         raise RuntimeError(
             f"load_pretrained: the file has none of {', '.join(filter(None, [*keys, layout.discriminator]))}; it has "
@@ -176,7 +178,7 @@ def _read(path: Path, layout: Format) -> Mapping[str, Any]:
         keys = layout.generator, layout.average, layout.discriminator
         files = {key: path / f"{key}{layout.extension}" for key in keys}
         return {key: _load(file) for key, file in files.items() if file.exists()}
-    content = read_pickle(path) if path.suffix == ".pkl" else _load(path)
+    content = read_pickle(path) if _is_pickle(path) else _load(path)
     if not isinstance(content, Mapping):
         raise RefusedPickle(f"{path} holds a {type(content).__name__}, wanted a dictionary of networks")
     return {
@@ -184,6 +186,17 @@ def _read(path: Path, layout: Format) -> Mapping[str, Any]:
         for key, value in content.items()
         if value is not None
     }
+
+
+# What torch.save writes first: a zip archive's mark, or before torch 1.6 a number of its own as a pickle.
+_TORCH = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file holds a pickle itself, whatever it is called."""
+    with path.open("rb") as file:
+        first = file.read(len(_TORCH[1]))
+    return not first.startswith(_TORCH) and (first.startswith(b"\x80") or path.suffix == ".pkl")
 
 
 def _which(state: Mapping[str, Any], layout: Format, config: Any) -> str:
@@ -219,11 +232,17 @@ def _translate(
     if not isinstance(theirs, Mapping):
         problems.append(f"{where}: wanted a state_dict, got a {type(theirs).__name__}")
         return {}
-    theirs = {_plain(name): value for name, value in theirs.items() if not name.endswith(".accumulation_counter")}
-    strange = [name for name, value in theirs.items() if not isinstance(value, Tensor)]
+    strange = [
+        f"{where}: the key {name!r} must be a str"
+        if not isinstance(name, str)
+        else f"{where}: {name} must be a Tensor, got a {type(value).__name__}"
+        for name, value in theirs.items()
+        if not isinstance(name, str) or not isinstance(value, Tensor)
+    ]
     if strange:
-        problems += [f"{where}: {name} must be a Tensor, got a {type(theirs[name]).__name__}" for name in strange]
+        problems += strange
         return {}
+    theirs = {_plain(name): value for name, value in theirs.items() if not name.endswith(".accumulation_counter")}
     result = {}
     for entry in table:
         value = theirs.pop(entry.theirs, None)
@@ -231,13 +250,28 @@ def _translate(
             continue
         wanted = tuple(entry.write(ours[entry.ours]).shape)
         if value is None:
-            problems.append(f"{where}: {entry.theirs} is missing, wanted {wanted}")
+            if not entry.optional:
+                problems.append(f"{where}: {entry.theirs} is missing, wanted {wanted}")
         elif tuple(value.shape) != wanted:
             problems.append(f"{where}: {entry.theirs} must be {wanted}, got {tuple(value.shape)}")
+        elif not value.is_floating_point():
+            problems.append(f"{where}: {entry.theirs} must be floating point, got {value.dtype}")
         else:
-            result[entry.ours] = entry.read(value)
+            try:
+                result[entry.ours] = entry.read(value)
+            except ValueError as error:
+                problems.append(f"{where}: {error}")
     problems += [f"{where}: {name} {tuple(value.shape)} is left over" for name, value in theirs.items()]
     return result
+
+
+def _average_style(value: Any, width: int, problems: list[str]) -> Tensor:
+    """rosinality's ``latent_avg``, ``[width]`` or ``[1, width]``; added to ``problems`` if it is anything else."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != width:
+        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        problems.append(f"latent_avg must be a floating-point Tensor [{width}], got {got}")
+        return torch.empty(0)
+    return value.flatten()
 
 
 def _plain(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,12 +19,16 @@ Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: our name, theirs, and the way there and back."""
+    """One tensor: our name, theirs, and the way there and back; ``optional`` in their files, or not.
+
+    ``read`` raises a ValueError on values that mean nothing.
+    """
 
     ours: str
     theirs: str
     write: Map = lambda t: t
     read: Map = lambda t: t
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,9 @@ def _rosinality_conv(ours: str, theirs: str, number: int) -> Names:
     yield from _weight_and_bias(f"{ours}.affine", f"{theirs}.conv.modulation")
     yield Entry(f"{ours}.bias", f"{theirs}.activate.bias")
     yield Entry(f"{ours}.noise_strength", f"{theirs}.noise.weight", lambda t: t.view(1), lambda t: t.view([]))
-    yield Entry(f"{ours}.noise_const", f"noises.noise_{number}", lambda t: t[None, None], lambda t: t[0, 0])
+    # The first of their files have no constant noise, and their scripts load them none the less.
+    noise = (f"{ours}.noise_const", f"noises.noise_{number}")
+    yield Entry(*noise, lambda t: t[None, None], lambda t: t[0, 0], optional=True)
 
 
 def _rosinality_rgb(ours: str, theirs: str) -> Names:
@@ -158,7 +165,7 @@ def genforce_progan_generator(config: ProGANConfig) -> Names:
             yield from _weight_and_bias(f"blocks.{r}.conv0", f"layer{2 * i}")
             yield from _weight_and_bias(f"blocks.{r}.conv1", f"layer{2 * i + 1}")
         yield from _weight_and_bias(f"to_rgb.{r}", f"output{i}")
-    yield Constant("lod", lambda: torch.zeros([]))
+    yield _genforce_stage("stage", "lod", config)
 
 
 def genforce_progan_discriminator(config: ProGANConfig) -> Names:
@@ -170,7 +177,7 @@ def genforce_progan_discriminator(config: ProGANConfig) -> Names:
         yield from _weight_and_bias(f"blocks.{r}.{first}", f"layer{2 * i}")
         yield from _weight_and_bias(f"blocks.{r}.{second}", f"layer{2 * i + 1}")
     yield from _weight_and_bias("blocks.4.to_logit", f"layer{2 * len(falling)}")
-    yield Constant("lod", lambda: torch.zeros([]))
+    yield _genforce_stage("stage", "lod", config)
 
 
 def genforce_stylegan_generator(config: StyleGANConfig) -> Names:
@@ -194,7 +201,7 @@ def genforce_stylegan_generator(config: StyleGANConfig) -> Names:
             yield Entry(*noise, lambda t: t[None, None], lambda t: t[0, 0])
             yield from _weight_and_bias(f"{ours}.style{j}.affine", f"{theirs}.style")
         yield from _weight_and_bias(f"synthesis.to_rgb.{r}", f"synthesis.output{i}")
-    yield Constant("synthesis.lod", lambda: torch.zeros([]))
+    yield _genforce_stage("synthesis.stage", "synthesis.lod", config)
 
 
 def genforce_stylegan_discriminator(config: StyleGANConfig) -> Names:
@@ -202,6 +209,27 @@ def genforce_stylegan_discriminator(config: StyleGANConfig) -> Names:
     yield from genforce_progan_discriminator(config)
     for i, r in enumerate(reversed(resolutions(config.resolution)[1:])):
         yield _genforce_blur(f"layer{2 * i + 1}.blur.kernel", config.width(r))
+
+
+def _genforce_stage(ours: str, theirs: str, config: ProGANConfig) -> Entry:
+    """How far a network has grown: "lod" counts the halvings of its resolution, a fraction where one fades in.
+
+    A resolution with alpha 0 is the one before in doubled pixels, and there it is that one.
+    """
+    top = config.resolution
+
+    def write(stage: Tensor) -> Tensor:
+        resolution, alpha = stage.tolist()
+        return torch.tensor(math.log2(top / resolution) + 1 - alpha)
+
+    def read(lod: Tensor) -> Tensor:
+        value, most = lod.item(), len(resolutions(top)) - 1
+        if not 0 <= value <= most:
+            raise ValueError(f"{theirs} must be in [0, {most}], got {value}")
+        halvings = math.floor(value)
+        return torch.tensor([top >> halvings, 1 - (value - halvings)], dtype=torch.float64)
+
+    return Entry(ours, theirs, write, read, optional=True)
 
 
 def _genforce_blur(theirs: str, channels: int) -> Constant:

@@ -12,7 +12,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,13 +57,29 @@ def read_pickle(path: str | Path) -> Any:
             raise RefusedPickle(f"{path} is no pickle of networks: {type(error).__name__}: {error}") from error
 
 
-class _Reader(pickle.Unpickler):
+# The unpickler that is written in Python, whose instructions can be overridden; that in C sets states of anything.
+_Unpickler: Any = pickle._Unpickler
+
+
+class _Reader(_Unpickler):
+    dispatch: ClassVar = dict(_Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
             raise RefusedPickle(
                 f"refused: it wants to use {module}.{name}, which no file of weights needs; nothing of it was run"
             )
         return _KNOWN[module, name]
+
+    def load_build(self) -> None:
+        """Drops the state of an object that weights do not need. Of any other it would set attributes: of functions and
+        classes too, which the whole process shares."""
+        self.stack.pop()
+        if not isinstance(self.stack[-1], _Ignored):
+            name = getattr(self.stack[-1], "__name__", type(self.stack[-1]).__name__)
+            raise RefusedPickle(f"refused: it wants to set attributes of {name}, which no file of weights needs")
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 class _Dict(dict[str, Any]):
@@ -74,8 +90,6 @@ class _Ignored:
     """Stands for what weights do not need: numpy's scalars and types among the constants of a layer."""
 
     def __init__(self, *args: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
 
 
 def _persistent(meta: dict[str, Any]) -> PickledModule:

@@ -56,7 +56,7 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, *, half_life: float = 10_000, ramp_up: float | None = 0.05) -> None:
-        if half_life <= 0 or (ramp_up is not None and ramp_up <= 0):
+        if not half_life > 0 or (ramp_up is not None and not ramp_up > 0):
             raise ValueError(f"EMA: half_life and ramp_up must be positive, got {half_life} and {ramp_up}")
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.half_life, self.ramp_up = half_life, ramp_up
@@ -64,7 +64,7 @@ class EMA:
     def beta(self, batch: int, seen: int) -> float:
         """The weight that the average so far keeps, after ``batch`` more images, the last of them number ``seen``."""
         half_life = self.half_life if self.ramp_up is None else min(self.half_life, seen * self.ramp_up)
-        return 0.5 ** (batch / half_life)
+        return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, batch: int, seen: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gencore.losses import gan_loss, orthogonal_penalty
 from gencore.ops._checks import check_classes, check_shape
+from gencore.train.checkpoint import check_fits
 from gencore.train.ema import WeightAverage
 
 
@@ -154,6 +155,7 @@ class GANTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_fits(state, self.model, self.state_dict())
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer_g.load_state_dict(state["optimizer_g"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gencore.losses import drift_penalty, gradient_penalty, wasserstein_discriminator, wasserstein_generator
 from gencore.models.progan import Growing, ProGAN
+from gencore.train.checkpoint import check_fits
 from gencore.train.ema import EMA
 from gencore.train.growth import Growth, match
 from gencore.train.lazy import lazy_adam
@@ -38,17 +39,26 @@ class GrowingGANTraining:
         self.history: list[dict[str, float]] = []
 
     def begin(self, images: Tensor) -> Tensor:
-        """Grow as planned; the images at the model's stage."""
+        """Grow as planned; the images at the model's stage.
+
+        Raises:
+            RuntimeError: the images are not of the model's full resolution.
+        """
+        full = self.model.config.resolution
+        if images.dim() != 4 or images.shape[2:] != (full, full):
+            raise RuntimeError(
+                f"{type(self).__name__}: images must have shape [N, C, {full}, {full}], got {tuple(images.shape)}"
+            )
         self.model.train()
         if self.growth is not None:
             self.model.grow(*self.growth.at(self.seen))
         if isinstance(self.model.discriminator, Growing):
             images = match(images, *self.model.discriminator.now())
-        self.seen += len(images)
         return images
 
     def end(self, batch: int) -> None:
-        """Take the generator's weights into the average."""
+        """Count the images, and take the generator's weights into the average."""
+        self.seen += batch
         self.averaged.update(self.model.generator, batch=batch, seen=self.seen)
 
     @torch.no_grad()
@@ -68,6 +78,7 @@ class GrowingGANTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_fits(state, self.model, self.state_dict())
         self.model.load_state_dict(state["model"])
         self.averaged.module.load_state_dict(state["averaged"])
         self.optimizer_g.load_state_dict(state["optimizer_g"])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gencore.train.checkpoint import check_fits
+
 
 class RestorationTraining:
     """Adam on the mean squared error between the restored and the clean image.
@@ -56,6 +58,7 @@ class RestorationTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_fits(state, self.model, self.state_dict())
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])

@@ -30,7 +30,7 @@ class StyleGANTraining(GrowingGANTraining):
         model: a StyleGAN or a StyleGAN2; it is trained in place.
         growth: for a StyleGAN, from which number of images on it has which resolution; None: it stays at its stage.
         learning_rate: of both networks (0.002 for StyleGAN2 at 1024x1024, 0.0025 below).
-        gamma: weight of R1 (10; for a batch of n at resolution R, 0.0002 R^2 / n is a good guess).
+        gamma: weight of R1 (0: none; 10; for a batch of n at resolution R, 0.0002 R^2 / n is a good guess).
         r1_every: steps of the discriminator between two of R1; 0: R1 in every step's loss.
         path_weight: of the path length penalty (2 for StyleGAN2); 0: none.
         path_every: steps of the generator between two of the path length penalty.
@@ -40,7 +40,8 @@ class StyleGANTraining(GrowingGANTraining):
         seed: of the noise.
 
     Raises:
-        ValueError: if the growth does not end at the model's resolution, or the model cannot grow.
+        ValueError: if the growth does not end at the model's resolution, the model cannot grow, ``mixing`` is not in
+            [0, 1], or a number of steps is none.
 
     Reference:
         Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, appendix B.
@@ -63,13 +64,22 @@ class StyleGANTraining(GrowingGANTraining):
     ) -> None:
         if growth is not None and not isinstance(model, StyleGAN):
             raise ValueError(f"StyleGANTraining: a {type(model).__name__} does not grow")
+        if not 0 <= mixing <= 1:
+            raise ValueError(f"StyleGANTraining: mixing must be a probability, in [0, 1], got {mixing}")
+        for name, value, least in (
+            ("r1_every", r1_every, 0),
+            ("path_every", path_every, 0),
+            ("path_shrink", path_shrink, 1),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"StyleGANTraining: {name} must be a whole number of at least {least}, got {value!r}")
         super().__init__(model, ema_half_life=ema_half_life, growth=growth, seed=seed)
-        self.gamma, self.r1_every = gamma, r1_every
+        self.gamma, self.r1_every = gamma, r1_every if gamma else 0
         self.path_weight, self.path_every, self.path_shrink = path_weight, path_every if path_weight else 0, path_shrink
         self.mixing = mixing
         self.path_mean = torch.zeros([], device=self.generator.device)
         self.optimizer_g = lazy_adam(model.generator.parameters(), learning_rate=learning_rate, every=self.path_every)
-        self.optimizer_d = lazy_adam(model.discriminator.parameters(), learning_rate=learning_rate, every=r1_every)
+        self.optimizer_d = lazy_adam(model.discriminator.parameters(), learning_rate=learning_rate, every=self.r1_every)
         self.steps = 0
         self.last_r1 = self.last_path = 0.0
 
@@ -82,7 +92,7 @@ class StyleGANTraining(GrowingGANTraining):
         """
         images = self.begin(images)
         metrics = self.adversarial_step(images)
-        if self.gamma and self.r1_every and self.steps % self.r1_every == 0:
+        if self.r1_every and self.steps % self.r1_every == 0:
             self.r1_step(images)
         if self.path_every and self.steps % self.path_every == 0:
             self.path_step(max(len(images) // self.path_shrink, 1))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gencore.losses import bernoulli_nll, elbo_loss
 from gencore.models.vae import VAE
+from gencore.train.checkpoint import check_fits
 
 
 class VAETraining:
@@ -71,6 +72,7 @@ class VAETraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_fits(state, self.model, self.state_dict())
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])

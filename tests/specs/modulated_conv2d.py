@@ -14,6 +14,7 @@ from torch.nn.init import calculate_gain
 from gencore import functional as F
 from tests.opspec import ErrorInput, OpSpec, Sample
 from tests.specs.bias_act import composite as bias_act
+from tests.specs.conv2d_resample import resampled
 
 
 def make(
@@ -120,41 +121,14 @@ def composite(tensors: Mapping[str, Tensor | None], options: Mapping[str, Any], 
     if gains is not None:
         w = w * gains[:, None, :, None, None]
     if len(x) == 0:
-        y = _resampled(x, weight, f, options)
+        y = resampled(x, weight, f, options)
     else:
-        y = torch.cat([_resampled(one[None], w_one, f, options) for one, w_one in zip(x, w, strict=True)])
+        y = torch.cat([resampled(one[None], w_one, f, options) for one, w_one in zip(x, w, strict=True)])
     noise, strength = tensors["noise"], tensors["noise_strength"]
     if noise is not None:
         y = y + noise * strength
     known = {k: v for k, v in options.items() if k in ("gain", "clamp", "alpha")}
     return bias_act({"x": y, "b": bias}, {"act": options.get("activation", "linear"), **known}, None)
-
-
-def _resampled(x: Tensor, weight: Tensor, f: Tensor | None, options: Mapping[str, Any]) -> Tensor:
-    up, down, padding = options.get("up", 1), options.get("down", 1), options["padding"]
-    x0, x1, y0, y1 = [padding] * 4 if isinstance(padding, int) else padding
-    taps = 1 if f is None else len(f)
-    before = (taps + up - 1) // 2 * (up > 1) + (taps - down + 1) // 2 * (down > 1)
-    after = (taps - up) // 2 * (up > 1) + (taps - down) // 2 * (down > 1)
-    x0, x1, y0, y1 = x0 + before, x1 + after, y0 + before, y1 + after
-    kh, kw = weight.shape[2:]
-    correlated = options.get("flip_weight", True)
-    if up > 1:
-        turned = weight.flip([2, 3]) if correlated else weight
-        y = TF.conv_transpose2d(x, turned.transpose(0, 1), stride=up)
-        y = TF.pad(y, [x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up])
-        y = _filtered(y, f, up * up)
-        return _filtered(y, f, 1)[:, :, ::down, ::down] if down > 1 else y
-    x = TF.pad(x, [x0, x1, y0, y1])
-    x = _filtered(x, f, 1) if down > 1 else x
-    return TF.conv2d(x, weight if correlated else weight.flip([2, 3]), stride=down)
-
-
-def _filtered(x: Tensor, f: Tensor | None, gain: float) -> Tensor:
-    if f is None:
-        return x * gain
-    n, c, h, w = x.shape
-    return TF.conv2d(x.reshape(n * c, 1, h, w), f.flip([0, 1])[None, None] * gain).unflatten(0, (n, c)).squeeze(2)
 
 
 def errors() -> list[ErrorInput]:
@@ -210,4 +184,5 @@ SPEC = OpSpec(
     layout=("x", "style", "noise", "input_gain"),
     outputs_like=(),
     errors=errors,
+    autocast=True,
 )

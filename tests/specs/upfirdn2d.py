@@ -113,6 +113,7 @@ def errors() -> list[ErrorInput]:
              lambda: TF.conv2d(x, grouped, padding=1.5, groups=3), padding=1.5),
         case("up_of_none", r"up must be 1 or 2 whole numbers, got None",
              lambda: TF.conv_transpose2d(x, grouped, stride="2", groups=3), up=None),
+        case("gain_tensor", "gain must be a number, got a Tensor", lambda: x.flatten(f), gain=torch.ones([])),
         case("device", "f is on meta", lambda: TF.batch_norm(x, c, meta), f=f.to("meta")),
     ]  # fmt: skip
 
