@@ -7,7 +7,7 @@ checkpoints go both ways. :func:`spectral_norm_model` makes one call of all the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import compress
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import gencore.functional as F
+from gencore.ops._checkpointing import (
+    is_backward,
+    is_kept_by_frame,
+    note_for,
+    regions_under_way,
+    repeated_value,
+)
 from gencore.reference.spectral_norm import as_matrix, divisor
 
 CONVENTIONS = ("torch", "biggan")
@@ -68,7 +75,8 @@ def spectral_norm_model(network: nn.Module, *, fold: bool = True) -> nn.Module:
 
     Before each forward of the network, one :func:`gencore.functional.spectral_norm_list` normalises all weights; during
     it, every reading of a weight finds the result. Outside of it each layer works for itself. ``state_dict`` does not
-    change. Non-reentrant activation checkpointing must take in the whole network, or none of it.
+    change. Activation checkpointing may take in the network or parts of it. A layer belongs to one network, the last
+    that it was given to: the model around a network takes the network's layers over.
 
     Args:
         fold: of gencore's convolutions and linear layers, compute sigma alone. Their W / sigma is not written: the
@@ -163,8 +171,8 @@ class SpectralNorm(nn.Module):
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim % rank, eps
         self.convention, self.impl = convention, impl
         self.has_buffers = rank > 1
-        self.ready: Tensor | None = None  # W / sigma, or 1 / sigma, during a forward of spectral_norm_model's network
-        self.scale: Tensor | None = None
+        self.batch: _Batch | None = None
+        self.shared: _Shared | None = None  # during a forward of spectral_norm_model's network
         if self.has_buffers:
             rows, columns = as_matrix(weight.detach(), self.dim).shape
             u = weight.detach().new_empty(rows).normal_()
@@ -197,20 +205,57 @@ class SpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if not self.has_buffers:
             return torch.nn.functional.normalize(weight, dim=0, eps=self.eps)
-        if self.ready is not None:
-            return self.ready
-        if self.scale is not None:
-            return weight * self.scale
-        u, v, iterate = self.buffers_to_use()
+        shared = self.find_shared()
+        if shared is not None and shared.ready is not None:
+            return shared.ready
+        if shared is not None and shared.scale is not None:
+            return weight * shared.scale
+        u, v, iterate = self.buffers_to_use() if shared is None else (shared.u, shared.v, False)
         return F.spectral_norm(
             weight, u, v, n_power_iterations=self.n_power_iterations, training=iterate, **self.options
         )[0]
+
+    def find_shared(self) -> _Shared | None:
+        """What the network's forward has for this layer, also where checkpointing repeats a part of that forward."""
+        if torch.compiler.is_compiling():
+            return self.shared
+        shared, noted_by = self.shared, []
+        if shared is not None:
+            noted_by = shared.regions
+        elif is_backward():
+            shared = repeated_value(self)
+        if shared is not None:
+            for region in regions_under_way():
+                if not any(region is other for other in noted_by):
+                    note_for(region, self, shared.for_repetition(is_kept_by_frame(region)))
+        return shared
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value
 
     def extra_repr(self) -> str:
         return f"n_power_iterations={self.n_power_iterations}, eps={self.eps}, dim={self.dim}"
+
+
+class _Shared(NamedTuple):
+    """Of one layer, from the call for all layers."""
+
+    ready: Tensor | None  # W / sigma
+    scale: Tensor | None  # or 1 / sigma
+    u: Tensor  # after the iterations
+    v: Tensor
+    regions: list[Any]  # the checkpointed forwards that took in the call: their repetition makes it again
+
+    def for_repetition(self, reads: bool) -> _Shared:
+        """What the repetition of a part of the network's forward needs. One that only reads the tensors that its layers
+        save needs the same ones; one that is differentiated comes to W by an operation of its own."""
+        again = self._replace(regions=[])
+        if reads:
+            detached = [
+                None if x is None else x.detach().requires_grad_(x.requires_grad) for x in (self.ready, self.scale)
+            ]
+            return again._replace(ready=detached[0], scale=detached[1])
+        return again._replace(ready=None, scale=None, u=self.u.clone(), v=self.v.clone())
 
 
 class _Member(NamedTuple):
@@ -226,8 +271,18 @@ class _Batch:
 
     def __init__(self, layers: list[_Member], fold: bool) -> None:
         self.layers, self.fold = layers, fold
+        for layer in layers:
+            if layer.normal.batch is not None:
+                layer.normal.batch.release(layer.normal)
+            layer.normal.batch = self
+
+    def release(self, normal: SpectralNorm) -> None:
+        """Another network has it now; two would move its u and v twice a forward."""
+        self.layers = [layer for layer in self.layers if layer.normal is not normal]
 
     def begin(self, network: nn.Module, args: Any) -> None:
+        if not self.layers:
+            return
         first = self.layers[0].normal
         if any(layer.normal.training != first.training for layer in self.layers):
             return  # some are frozen: each for itself
@@ -247,25 +302,29 @@ class _Batch:
             written=written,
             impl=first.impl,
         )
-        for layer, weight in zip(compress(self.layers, written), ready, strict=True):
-            layer.normal.ready = weight
+        given = iter(ready)
         folded = [not wanted for wanted in written]
+        scales: Iterator[Tensor] = iter(())
         if any(folded):
-            scales = divisor(torch.stack(list(compress(sigmas, folded))), first.eps).reciprocal()
-            for layer, scale in zip(compress(self.layers, folded), scales.unbind(), strict=True):
-                layer.normal.scale = scale
+            scales = iter(divisor(torch.stack(list(compress(sigmas, folded))), first.eps).reciprocal().unbind())
+        regions = [] if torch.compiler.is_compiling() else regions_under_way()
+        for layer, wanted, (u, v, _) in zip(self.layers, written, used, strict=True):
+            layer.normal.shared = _Shared(
+                next(given) if wanted else None, None if wanted else next(scales), u, v, regions
+            )
 
     def end(self, network: nn.Module, args: Any, output: Any) -> None:
         for layer in self.layers:
-            layer.normal.ready = layer.normal.scale = None
+            layer.normal.shared = None
 
 
 def weight_and_scale(module: Any) -> tuple[Tensor, Tensor | None]:
     """For a layer with ``takes_scale``: its weight, and what the products with it still lack, if anything."""
     normal = _parametrization(module, "weight")
-    if normal is None or normal.scale is None or _rounds_scales(normal.scale.dtype):
+    shared = None if normal is None else normal.find_shared()
+    if shared is None or shared.scale is None or _rounds_scales(shared.scale.dtype):
         return module.weight, None
-    return module.parametrizations.weight.original, normal.scale
+    return module.parametrizations.weight.original, shared.scale
 
 
 def _rounds_scales(dtype: torch.dtype) -> bool:
