@@ -13,6 +13,7 @@ from gencore import losses
 from gencore.nn.utils.statistics import standing_statistics
 from gencore.train import EMA, GANTraining
 from gencore.train.ema import WeightAverage
+from tests.processes import run_python
 
 SMALL = {
     "sngan_32": {"generator": (8, 8, 8, 8), "discriminator": (8, 8, 8, 8)},
@@ -355,3 +356,25 @@ def test_runs_under_autocast(layers: str) -> None:
         logits = model.discriminator(model(model.sample_latent(2), classes), classes)
     logits.float().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+STEP = """
+import resource, torch, gencore
+from gencore.train import GANTraining
+torch.manual_seed(0)
+model = gencore.create_model("biggan_128")
+training = GANTraining(model, loss="hinge", learning_rate=5e-5, learning_rate_d=2e-4, betas=(0.0, 0.999),
+                       orthogonal=1e-4, ema=0.9999)
+metrics = training.step(torch.randn(2, 3, 128, 128), torch.tensor([3, 900]))
+assert all(torch.tensor(value).isfinite() for value in metrics.values()), metrics
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_step_of_biggan_128_fits_in_memory():
+    """158 million weights in float32, their gradients, Adam's two moments and the average of the generator are 2.7 GiB;
+    the rest is for the activations of batch 2 and what the backwards need for a time."""
+    result = run_python("-c", STEP)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert int(result.stdout) < 5 << 30
