@@ -234,8 +234,8 @@ def _penalty(matrix: Tensor, diagonal: bool) -> Tensor:
 
 
 def _tall_penalty(matrix: Tensor, diagonal: bool) -> Tensor:
-    """As :func:`_penalty`, from ||W^T W||_F^2 = ||W W^T||_F^2 and the filters' lengths, which are the diagonal. With many
-    more filters than a filter has entries, little of the norm is there: nothing is lost by subtracting it."""
+    """As :func:`_penalty`, from ||W^T W||_F^2 = ||W W^T||_F^2 and the filters' lengths, which are the diagonal. With
+    many more filters than a filter has entries, little of the norm is there: nothing is lost by subtracting it."""
     lengths = matrix.square().sum(1)
     diagonals = 2 * lengths.sum() - len(lengths) if diagonal else lengths.square().sum()
     return (matrix.mT @ matrix).square().sum() - diagonals

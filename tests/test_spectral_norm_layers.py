@@ -202,11 +202,40 @@ def test_loads_pytorchs_former_and_present_format(make: Any) -> None:
         load_spectral_norm(nn.Linear(3, 4), former.state_dict())
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        ("weight_u", torch.ones(1), RuntimeError, r"weight's u must have shape \(4,\), got \(1,\)"),
+        ("weight_v", torch.ones(5), RuntimeError, r"weight's v must have shape \(3,\), got \(5,\)"),
+        ("bias", torch.ones(1), RuntimeError, r"bias must have shape \(4,\), got \(1,\)"),
+        ("bias", None, KeyError, "the checkpoint has no bias"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_loads_nothing(
+    key: str, value: Tensor | None, error: type[Exception], message: str, normalised: bool
+) -> None:
+    state = {"weight_orig": torch.randn(4, 3), "weight_u": torch.ones(4), "weight_v": torch.ones(3)}
+    state["bias"] = torch.ones(4)
+    if value is None:
+        del state[key]
+    else:
+        state[key] = value
+    layer = spectral_norm(nn.Linear(3, 4)) if normalised else nn.Linear(3, 4)
+    before = {name: x.clone() for name, x in layer.state_dict().items()}
+    with pytest.raises(error, match=message):
+        load_spectral_norm(layer, state)
+    for name, x in layer.state_dict().items():
+        assert torch.equal(x, before[name])
+
+
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),
     [
         (ValueError, "n_power_iterations must be positive", {"n_power_iterations": 0}),
+        (TypeError, "n_power_iterations must be a whole number, got 1.5", {"n_power_iterations": 1.5}),
         (ValueError, "eps must be positive", {"eps": 0.0}),
+        (ValueError, "eps must be finite", {"eps": float("inf")}),
         (ValueError, "no parameter or buffer", {"name": "kernel"}),
         (IndexError, "dim must be between -2 and 1", {"dim": 2}),
         (ValueError, "convention must be one of", {"convention": "sagan"}),

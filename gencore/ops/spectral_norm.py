@@ -58,10 +58,10 @@ def spectral_norm(
         W / sigma, with shape, dtype and layout of the weight, and sigma, 0-d, float32 (float64 for float64).
 
     Raises:
-        TypeError: an argument is not a tensor.
+        TypeError: an argument is not a tensor, or ``n_power_iterations`` no whole number.
         RuntimeError: a shape, dtype or device that does not fit; a compiled call that moves u and v and is repeated by
             activation checkpointing, which cannot be told what they were.
-        ValueError: ``eps`` not positive, ``n_power_iterations`` negative.
+        ValueError: ``eps`` not positive or infinite, ``n_power_iterations`` negative.
         IndexError: ``dim`` out of range.
 
     Reference:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from torch import Tensor
 
 from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
@@ -19,8 +21,7 @@ def validate(
         raise IndexError(
             f"{where}: dim must be between {-rank} and {rank - 1} for a weight of {rank} dimensions, got {dim}"
         )
-    if not eps > 0:
-        raise ValueError(f"{where}: eps must be positive, got {eps}")
+    check_settings(where, n_power_iterations, eps)
     if n_power_iterations < 0:
         raise ValueError(f"{where}: n_power_iterations must not be negative, got {n_power_iterations}")
     dim %= rank
@@ -42,6 +43,15 @@ def validate(
             f"{where}: {name} must have the dtype of weight{suffix}, {dtypes[0]}, or {dtypes[1]}; got {vector.dtype}"
         )
     return dim
+
+
+def check_settings(where: str, n_power_iterations: int, eps: float) -> None:
+    if not eps > 0:
+        raise ValueError(f"{where}: eps must be positive, got {eps}")
+    if eps == inf:
+        raise ValueError(f"{where}: eps must be finite, got {eps}")
+    if not isinstance(n_power_iterations, int):
+        raise TypeError(f"{where}: n_power_iterations must be a whole number, got {n_power_iterations}")
 
 
 def lengths(weight: Tensor, dim: int) -> tuple[int, int]:

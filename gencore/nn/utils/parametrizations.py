@@ -24,6 +24,7 @@ from gencore.ops._checkpointing import (
     regions_under_way,
     repeated_value,
 )
+from gencore.ops.spectral_norm_checks import check_settings
 from gencore.reference.spectral_norm import as_matrix, divisor
 
 CONVENTIONS = ("torch", "biggan")
@@ -112,37 +113,59 @@ def load_spectral_norm(module: Any, state_dict: Mapping[str, Tensor], prefix: st
 
     Known are PyTorch's present one (``parametrizations.weight.original``, ``.0._u``, ``.0._v``), its former one
     (``weight_orig``, ``weight_u``, ``weight_v``), BigGAN's (``weight``, ``u0``: one vector, and sigma from one
-    iteration that starts at it), and a plain ``weight`` (u and v stay as they are). A bias is loaded too, if any.
+    iteration that starts at it), and a plain ``weight`` (u and v stay as they are). The module's bias is loaded too, if
+    it has one. Where something is wrong, nothing is loaded.
 
     Args:
         module: has ``name``, with or without :func:`spectral_norm`.
         state_dict: the checkpoint. prefix: of the layer's keys, such as ``"blocks.0.conv1."``.
 
     Raises:
-        KeyError: the weight is not there under any of the names.
-        RuntimeError: its shape is not the module's.
+        KeyError: the weight is not there under any of the names, or the module's bias is missing.
+        RuntimeError: the shape of something is not the module's.
     """
+    copy_all(read_spectral_norm(module, state_dict, prefix, name))
+
+
+def copy_all(values: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second of each pair into the first."""
+    with torch.no_grad():
+        for target, value in values:
+            target.copy_(value)
+
+
+@torch.no_grad()
+def read_spectral_norm(
+    module: Any, state_dict: Mapping[str, Tensor], prefix: str = "", name: str = "weight"
+) -> list[tuple[Tensor, Tensor]]:
+    """What :func:`load_spectral_norm` would copy, and where to; errors as there."""
     weight, u, v = _find(state_dict, prefix, name)
     normal = _parametrization(module, name)
     target = module.parametrizations[name].original if normal else getattr(module, name)
-    if weight.shape != target.shape:
-        raise RuntimeError(
-            f"load_spectral_norm: {prefix}{name} must have shape {tuple(target.shape)}, got {tuple(weight.shape)}"
-        )
+    _check_loaded(f"{prefix}{name}", weight, tuple(target.shape))
     dim = normal.dim if normal else 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
-    keep_u0 = normal is not None and normal.convention == "biggan"
-    with torch.no_grad():
-        if u is not None and v is None:
-            u, v = _from_single_vector(weight, u, dim, keep_u0)
-        if normal is None and u is not None and v is not None:
-            weight, _ = F.spectral_norm(weight, u, v, training=False, dim=dim)
-        target.copy_(weight)
-        if normal is not None and u is not None and v is not None:
-            normal._u.copy_(u)
-            normal._v.copy_(v)
-        bias = getattr(module, "bias", None)
-        if bias is not None and f"{prefix}bias" in state_dict:
-            bias.copy_(state_dict[f"{prefix}bias"])
+    for key, vector, length in zip(("u", "v"), (u, v), as_matrix(target, dim).shape, strict=True):
+        if vector is not None:
+            _check_loaded(f"{prefix}{name}'s {key}", vector, (length,))
+    if u is not None and v is None:
+        u, v = _from_single_vector(weight, u, dim, normal is not None and normal.convention == "biggan")
+    if normal is None and u is not None and v is not None:
+        weight, _ = F.spectral_norm(weight, u, v, training=False, dim=dim)
+    found = [(target, weight)]
+    if normal is not None and u is not None and v is not None:
+        found += [(normal._u, u), (normal._v, v)]
+    bias = getattr(module, "bias", None)
+    if bias is not None:
+        if f"{prefix}bias" not in state_dict:
+            raise KeyError(f"load_spectral_norm: the checkpoint has no {prefix}bias")
+        _check_loaded(f"{prefix}bias", state_dict[f"{prefix}bias"], tuple(bias.shape))
+        found.append((bias, state_dict[f"{prefix}bias"]))
+    return found
+
+
+def _check_loaded(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise RuntimeError(f"load_spectral_norm: {name} must have shape {shape}, got {tuple(value.shape)}")
 
 
 class SpectralNorm(nn.Module):
@@ -162,10 +185,9 @@ class SpectralNorm(nn.Module):
         rank = weight.dim()
         if not -rank <= dim < rank:
             raise IndexError(f"spectral_norm: dim must be between {-rank} and {rank - 1}, got {dim}")
+        check_settings("spectral_norm", n_power_iterations, eps)
         if n_power_iterations <= 0:
             raise ValueError(f"spectral_norm: n_power_iterations must be positive, got {n_power_iterations}")
-        if eps <= 0:
-            raise ValueError(f"spectral_norm: eps must be positive, got {eps}")
         if convention not in CONVENTIONS:
             raise ValueError(f"spectral_norm: convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}")
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim % rank, eps
