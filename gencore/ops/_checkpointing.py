@@ -72,12 +72,17 @@ def repeated_value(key: Any) -> Any:
     return None if notes is None else notes.by_key.get(key)
 
 
-def regions_under_way() -> list[Any]:
-    """The checkpointed forwards, one inside another, that are running for the first time."""
+def regions_under_way(grad_before: bool = True) -> list[Any]:
+    """The checkpointed forwards, one inside another, that are running for the first time.
+
+    ``grad_before``: whether gradients were recorded when the value to be noted came about. Otherwise no function that
+    has begun since will be repeated, and the search for such, along Python's stack, is left out.
+    """
     found: list[Any] = []
     for frame, repetition in _frames():
         found = [] if repetition is not None else [*found, frame]
-    return found if torch.is_grad_enabled() else [*found, *_contexts()]
+    # Inside the forward of an autograd function no gradients are recorded.
+    return [*found, *_contexts()] if grad_before and not torch.is_grad_enabled() else found
 
 
 def is_kept_by_frame(region: Any) -> bool:
@@ -120,9 +125,12 @@ def _contexts() -> list[Any]:
     """The ``ctx`` of each :class:`torch.autograd.Function` whose forward is running, outermost first."""
     found: list[Any] = []
     frame = sys._getframe()
-    while frame is not None and frame.f_code.co_name not in ("backward", "unpack_hook"):
+    while frame is not None:
         code = frame.f_code
-        if code.co_name == "forward" and code.co_argcount:
+        if code.co_name in ("backward", "unpack_hook"):
+            break
+        # Modules have a forward too, and it costs a microsecond to see the variables of one.
+        if code.co_name == "forward" and code.co_argcount and code.co_varnames[0] != "self":
             first = frame.f_locals.get(code.co_varnames[0])
             if isinstance(first, FunctionCtx):
                 found.append(first)

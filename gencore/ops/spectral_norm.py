@@ -38,7 +38,7 @@ def spectral_norm(
     W is the weight as a matrix: ``dim`` gives its rows, all other dimensions, in their order, its columns. u and v
     are constants for the gradient, which is :math:`(G - \langle G, W_{SN} \rangle\, u v^T) / \sigma`; gradients of the
     weight exist to any order, through both results. Each call keeps its own u and v for its backward: two forwards
-    before one backward are safe, and so is a broadcast of the buffers between them. A call that activation
+    before one backward are safe, and so is a broadcast of the buffers between them. A call in training that activation
     checkpointing repeats takes u and v as the first one left them, whatever moved them since, and does not iterate.
 
     Args:

@@ -241,14 +241,12 @@ class SpectralNorm(nn.Module):
         """What the network's forward has for this layer, also where checkpointing repeats a part of that forward."""
         if torch.compiler.is_compiling():
             return self.shared
-        shared, noted_by = self.shared, []
-        if shared is not None:
-            noted_by = shared.regions
-        elif is_backward():
+        shared = self.shared
+        if shared is None and is_backward():
             shared = repeated_value(self)
         if shared is not None:
-            for region in regions_under_way():
-                if not any(region is other for other in noted_by):
+            for region in regions_under_way(shared.grad):
+                if not any(region is other for other in shared.regions):
                     note_for(region, self, shared.for_repetition(is_kept_by_frame(region)))
         return shared
 
@@ -267,11 +265,12 @@ class _Shared(NamedTuple):
     u: Tensor  # after the iterations
     v: Tensor
     regions: list[Any]  # the checkpointed forwards that took in the call: their repetition makes it again
+    grad: bool  # whether gradients were recorded
 
     def for_repetition(self, reads: bool) -> _Shared:
         """What the repetition of a part of the network's forward needs. One that only reads the tensors that its layers
         save needs the same ones; one that is differentiated comes to W by an operation of its own."""
-        again = self._replace(regions=[])
+        again = self._replace(regions=[], grad=True)
         if reads:
             detached = [
                 None if x is None else x.detach().requires_grad_(x.requires_grad) for x in (self.ready, self.scale)
@@ -329,10 +328,11 @@ class _Batch:
         scales: Iterator[Tensor] = iter(())
         if any(folded):
             scales = iter(divisor(torch.stack(list(compress(sigmas, folded))), first.eps).reciprocal().unbind())
+        grad = torch.is_grad_enabled()
         regions = [] if torch.compiler.is_compiling() else regions_under_way()
         for layer, wanted, (u, v, _) in zip(self.layers, written, used, strict=True):
             layer.normal.shared = _Shared(
-                next(given) if wanted else None, None if wanted else next(scales), u, v, regions
+                next(given) if wanted else None, None if wanted else next(scales), u, v, regions, grad
             )
 
     def end(self, network: nn.Module, args: Any, output: Any) -> None:
