@@ -13,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import gencore
 from gencore import functional as F
 from gencore.dispatch import OPS
+from gencore.extension import EXTENSION
 from tests.opspec import same_layout
 
 IMPLEMENTATIONS = [name for name in OPS["attention_block"].implementations if name != "triton"]
@@ -138,13 +139,52 @@ def test_compiled_is_eager(impl: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["auto", *IMPLEMENTATIONS])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_follows_autocast(impl: str, narrow: bool) -> None:
+    """As from 16-bit tensors, also where a convolution before has made x 16-bit."""
+    tensors, options = make((2, 16, 8, 8), d=2, dv=8, pool=True)
+    values = [t.float() for t in tensors]
+    wanted = results(F.attention_block, [t.bfloat16() for t in values], {**options, "impl": impl})
+    if narrow:
+        values[0] = values[0].bfloat16()
+    forward = torch.autocast("cpu", torch.bfloat16)(F.attention_block)
+    got = results(forward, values, {**options, "impl": impl})
+    assert got[0].dtype == torch.bfloat16
+    for a, b, value in zip(got, wanted, [got[0], *values], strict=True):
+        assert a.dtype == value.dtype
+        torch.testing.assert_close(a, b.to(a.dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_named_implementation_projects_too(dtype: torch.dtype) -> None:
+    if "cpu" not in IMPLEMENTATIONS or not EXTENSION.loaded:
+        pytest.skip("needs the C++ extension")
+    tensors, options = make((2, 16, 8, 8), d=2, dv=8)
+    values = [t.to(dtype) for t in tensors]
+
+    def convolutions(impl: str) -> dict[str, int]:
+        with torch.profiler.profile() as profile:
+            F.attention_block(*values, **options, impl=impl)
+        counts = {event.key: event.count for event in profile.key_averages()}
+        return {name: counts.get(name, 0) for name in ("gencore::convolution", "aten::conv2d")}
+
+    assert convolutions("cpu") == {"gencore::convolution": 2, "aten::conv2d": 0}
+    assert convolutions("reference") == {"gencore::convolution": 0, "aten::conv2d": 4}
+    with gencore.backend("cpu"):
+        assert convolutions("auto") == {"gencore::convolution": 2, "aten::conv2d": 0}
+
+
 def bad_inputs() -> list[tuple[str, dict[str, Any]]]:
     return [
-        (r"w_value must have shape \[rows, 8\] .* got \(4, 7\)", {"w_value": torch.randn(4, 7)}),
+        (r"w_value must have shape \[rows > 0, 8\] .* got \(4, 7\)", {"w_value": torch.randn(4, 7)}),
         (r"w_out must have shape \[8, 4\] .* got \(8, 5\)", {"w_out": torch.randn(8, 5)}),
         ("w_query must have shape", {"w_query": torch.randn(2, 8, 3, 3)}),
         ("w_key must have as many rows as w_query, 2", {"w_key": torch.randn(3, 8)}),
         (r"gamma must have shape \(\) or \(1,\), got \(3,\)", {"gamma": torch.ones(3)}),
+        (r"w_query must have shape \[rows > 0, 8\] .* got \(0, 8\)", {"w_query": torch.randn(0, 8)}),
+        (r"w_value must have shape \[rows > 0, 8\] .* got \(0, 8\)", {"w_value": torch.randn(0, 8)}),
+        (r"height and width of 1 at least, got shape \(2, 8, 0, 4\)", {"x": torch.randn(2, 8, 0, 4)}),
         ("x must have 4 dimensions", {"x": torch.randn(2, 8, 16)}),
         ("pool=True needs a height and width of 2", {"x": torch.randn(2, 8, 1, 4), "pool": True}),
         ("w_out must have x's dtype", {"w_out": torch.randn(8, 4).double()}),

@@ -113,3 +113,46 @@ def test_bad_arguments() -> None:
         layer.attention_maps(x, torch.zeros(3, 2))
     with pytest.raises(IndexError, match="must lie in"):
         layer.attention_maps(x, torch.tensor([[0, 4]]))
+    with pytest.raises(TypeError, match="positions must be a Tensor, got list"):
+        layer.attention_maps(x, [[0, 1]])  # type: ignore[arg-type]
+    for positions in (torch.zeros(3, 2, dtype=torch.complex64), torch.zeros(3, 2, dtype=torch.bool)):
+        with pytest.raises(RuntimeError, match=r"integers of shape \[P, 2\]"):
+            layer.attention_maps(x, positions)
+    with pytest.raises(RuntimeError, match=r"x must have shape \[B, 8, H, W\], got \(1, 4, 4, 4\)"):
+        layer.attention_maps(x[:, :4].expand(1, 4, 4, 4), torch.zeros(1, 2, dtype=torch.int64))
+
+
+def test_maps_change_nothing_and_are_taken_in_float32() -> None:
+    layer, x = SelfAttention2d(16), torch.randn(2, 16, 6, 6)
+    positions, before = torch.tensor([[0, 5], [2, 1], [2, 1]]), [b.clone() for b in layer.buffers()]
+    maps = layer.attention_maps(x, positions)
+    for a, b in zip(layer.buffers(), before, strict=True):
+        assert torch.equal(a, b)
+    assert all(module.training for module in layer.modules())
+    assert torch.equal(layer.attention_maps(x, positions.to(torch.uint8)), maps)
+    assert layer.attention_maps(x, positions[:0]).shape == (2, 0, 3, 3)
+    narrow = layer.bfloat16().attention_maps(x.bfloat16(), positions)
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float().sum((2, 3)), torch.ones(2, 3), rtol=0, atol=9 * 2**-9)
+
+
+def test_a_checkpoint_that_does_not_fit_loads_nothing() -> None:
+    state, _ = checkpoint(16, False)
+    layer = SelfAttention2d(16)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    for key, error in (("a.o.weight", KeyError), ("a.gamma", KeyError), ("a.g.u0", RuntimeError)):
+        broken = dict(state)
+        if error is KeyError:
+            del broken[key]
+        else:
+            broken[key] = broken[key][:, :1]
+        with pytest.raises(error):
+            layer.load_biggan(broken, "a.")
+        for name, value in layer.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+
+def test_repr_shows_the_settings() -> None:
+    assert repr(SelfAttention2d(32, 4, False, True, 1)).startswith(
+        "SelfAttention2d(\n  32, reduction=4, pool=False, value_reduction=1\n"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -36,6 +38,23 @@ def test_behaves_as_torch_nn(dim, kwargs):
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     for key, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm3d", "InstanceNorm2d", "SyncBatchNorm"])
+def test_arguments_of_torch_nn_by_position_and_without_a_bias(name):
+    ours, theirs = getattr(gencore.nn, name), getattr(torch.nn, name)
+    group = (None,) if name == "SyncBatchNorm" else ()
+    for layer in (ours, theirs):
+        made = layer(3, 1e-4, 0.2, True, True, *group, "meta", torch.float64)
+        assert (made.weight.device.type, made.weight.dtype) == ("meta", torch.float64)
+    if "bias" not in inspect.signature(theirs).parameters:
+        pytest.skip("this PyTorch has no bias=")
+    layers = [layer(5, affine=True, bias=False) for layer in (ours, theirs)]
+    assert [layer.bias for layer in layers] == [None, None]
+    x = torch.randn(SHAPES[2] if name in ("InstanceNorm2d", "SyncBatchNorm") else SHAPES[int(name[-2])])
+    if name != "SyncBatchNorm":  # PyTorch's runs on a GPU alone
+        torch.testing.assert_close(layers[0](x), layers[1](x), rtol=1e-5, atol=2e-6)
+    layers[0](x).sum().backward()
 
 
 def test_activation_and_residual():

@@ -186,7 +186,7 @@ def test_orthogonal_penalty():
     torch.testing.assert_close(free, off.square().sum())
     plain = losses.orthogonal_penalty([weight], diagonal=True)
     torch.testing.assert_close(plain, off.square().sum() + (products.diag() - 1).square().sum())
-    # The gradient that the paper's code adds to the weights' directly: 4 (W W^T o (1 - I)) W.
+    # Twice what the released code adds to the weights' gradients directly.
     (gradient,) = torch.autograd.grad(free, weight)
     torch.testing.assert_close(gradient.flatten(1), 4 * off @ rows)
     torch.testing.assert_close(losses.orthogonal_penalty([weight, weight]), 2 * free)
@@ -194,3 +194,20 @@ def test_orthogonal_penalty():
     assert losses.orthogonal_penalty([2 * torch.eye(3)], diagonal=True) == 27
     with pytest.raises(ValueError, match="no weight of two or more dimensions"):
         losses.orthogonal_penalty([torch.randn(4)])
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_orthogonal_penalty_of_many_short_filters(diagonal):
+    """As with the large matrix of their products, which is not made."""
+    weight = torch.randn(300, 7, dtype=torch.float64, requires_grad=True)
+    products = weight @ weight.T
+    wanted = (products - (torch.eye(300) if diagonal else products.diag().diag())).square().sum()
+    penalty = losses.orthogonal_penalty([weight], diagonal=diagonal)
+    torch.testing.assert_close(penalty, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(value, weight)[0] for value in (penalty, wanted)))
+    short = weight.detach().float().requires_grad_()
+    torch.testing.assert_close(losses.orthogonal_penalty([short], diagonal=diagonal).double(), wanted)
+    made = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: made.append(x.numel()) or x, lambda x: x):
+        losses.orthogonal_penalty([short], diagonal=diagonal)
+    assert max(made) == short.numel()

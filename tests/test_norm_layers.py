@@ -151,3 +151,12 @@ def test_batch_statistics():
     assert not torch.allclose(model(x), y, atol=0.1)
     assert not model[0].training
     assert model[0].track_running_stats
+
+
+def test_repr_shows_the_settings():
+    conditional = gencore.nn.ConditionalBatchNorm2d(
+        3, nn.Linear(2, 3), nn.Linear(2, 3), gain_offset=1.0, eps=1e-4, activation="leaky_relu", negative_slope=0.2
+    )
+    settings = "3, gain_offset=1.0, eps=0.0001, momentum=0.1, track_running_stats=True"
+    assert f"{settings}, activation='leaky_relu', negative_slope=0.2" in repr(conditional)
+    assert "eps=0.001, activation='relu'" in repr(gencore.nn.AdaIN(3, 4, eps=1e-3, activation="relu"))

@@ -89,8 +89,18 @@ def test_what_is_left_alone() -> None:
 def test_a_parametrised_layer_keeps_its_parametrisation() -> None:
     layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)).eval()
     x = torch.randn(1, 3, 5, 5)
-    expected = layer(x)
-    torch.testing.assert_close(gencore.patch(nn.Sequential(layer))(x), expected)
+    expected, state = layer(x), list(layer.state_dict())
+    patched = gencore.patch(nn.Sequential(layer))
+    assert isinstance(layer, gencore.nn.Conv2d)
+    torch.testing.assert_close(patched(x), expected)
+    torch.testing.assert_close(copy.deepcopy(patched)(x), expected)
+    assert list(layer.state_dict()) == state
+    gencore.unpatch(patched)
+    assert not isinstance(layer, gencore.nn.Conv2d)
+    torch.testing.assert_close(patched(x), expected)
+    nn.utils.parametrize.remove_parametrizations(gencore.patch(layer), "weight")
+    assert type(layer) is gencore.nn.Conv2d
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_an_unknown_implementation() -> None:

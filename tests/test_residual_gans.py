@@ -13,6 +13,7 @@ from gencore import losses
 from gencore.nn.utils.statistics import standing_statistics
 from gencore.train import EMA, GANTraining
 from gencore.train.ema import WeightAverage
+from tests.processes import run_python
 
 SMALL = {
     "sngan_32": {"generator": (8, 8, 8, 8), "discriminator": (8, 8, 8, 8)},
@@ -92,11 +93,13 @@ def count(module):
         ("sngan_128", {}, 32_150_787, 29_017_857),
         ("sngan_128_projection", {}, 41_996_931, 30_041_857),
         ("sngan_128_projection", {"wide": True}, 41_996_931, 39_443_137),
+        ("sagan_128", {}, 42_078_852, 39_463_618),
         ("sagan_128", {"attention": 64}, 42_017_412, 39_448_258),
         ("biggan_32", {}, 4_304_387, 4_207_361),
         ("biggan_32", BIGGAN_32_SHARED, 9_416_196, 2_415_170),
         ("biggan_128", {}, 70_433_988, 87_982_370),
         ("biggan_256", {}, 82_235_844, 99_225_890),
+        ("biggan_512", {}, 85_613_796, 144_195_362),
         ("biggan_512_released", {}, 82_468_068, 99_401_282),
         ("biggan_deep_128", {}, 50_244_484, 34_590_210),
         ("biggan_deep_256", {}, 55_736_708, 38_247_426),
@@ -111,6 +114,26 @@ def test_parameter_counts(name, options, generator, discriminator):
         model = gencore.create_model(name, **options)
     assert count(model.generator) == generator
     assert count(model.discriminator) == discriminator
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sngan_32", {"attention": 12}),
+        ("sngan_32", {"attention": 32}),
+        ("sagan_128", {"attention": 4}),
+        ("biggan_128", {"attention": 17}),
+        ("biggan_128", {"attention": 128}),
+        ("biggan_128", {"generator_attention": 4}),
+        ("biggan_32", {"attention": 4}),
+        ("biggan_deep_128", {"attention": 48}),
+        ("biggan_deep_128", {"attention": 128}),
+    ],
+)
+def test_attention_at_a_resolution_that_does_not_occur(name, options):
+    (option,) = options
+    with pytest.raises(ValueError, match=f"{option} must be 0 or one of .*; got {options[option]}"):
+        gencore.create_model(name, **options)
 
 
 def test_table_of_biggan_512():
@@ -269,6 +292,8 @@ def test_truncation():
     assert abs(wide.var() - 1) < 0.02
     with pytest.raises(ValueError, match="threshold must be positive, got 0"):
         model.sample_latent(2, truncation=0)
+    with pytest.raises(ValueError, match="must be positive, got nan"):
+        model.sample_latent(2, truncation=float("nan"))
 
 
 def test_standing_statistics_of_a_generator():
@@ -320,3 +345,36 @@ def test_refuses():
         gencore.create_model("biggan_128", shared=0)
     with pytest.raises(ValueError, match="discriminator must have an entry for each resolution from 4 to 128"):
         gencore.create_model("biggan_deep_128", discriminator=(1, 2))
+
+
+@pytest.mark.parametrize("layers", ["gencore", "torch"])
+def test_runs_under_autocast(layers: str) -> None:
+    """Attention gets 16-bit maps from the convolutions before it, and weights in float32."""
+    model = gencore.create_model("sagan_128", layers=layers, **SMALL["sagan_128"])
+    classes = torch.tensor([0, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.discriminator(model(model.sample_latent(2), classes), classes)
+    logits.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+STEP = """
+import resource, torch, gencore
+from gencore.train import GANTraining
+torch.manual_seed(0)
+model = gencore.create_model("biggan_128")
+training = GANTraining(model, loss="hinge", learning_rate=5e-5, learning_rate_d=2e-4, betas=(0.0, 0.999),
+                       orthogonal=1e-4, ema=0.9999)
+metrics = training.step(torch.randn(2, 3, 128, 128), torch.tensor([3, 900]))
+assert all(torch.tensor(value).isfinite() for value in metrics.values()), metrics
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_step_of_biggan_128_fits_in_memory():
+    """158 million weights in float32, their gradients, Adam's two moments and the average of the generator are 2.7 GiB;
+    the rest is for the activations of batch 2 and what the backwards need for a time."""
+    result = run_python("-c", STEP)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert int(result.stdout) < 5 << 30

@@ -157,7 +157,7 @@ def test_compiles_in_one_graph() -> None:
     loss(eager).backward()
     for find in (lambda net: (p.grad for p in net.parameters()), lambda net: net.buffers()):
         assert_same(find(graph), find(eager), rtol=1e-5, atol=1e-6)
-    assert not any(normal.scale is not None for normal in graph.modules() if hasattr(normal, "scale"))
+    assert not any(normal.shared is not None for normal in graph.modules() if hasattr(normal, "shared"))
 
 
 def test_sixteen_bits_autocast_and_further_parametrisations_are_written() -> None:

@@ -24,9 +24,10 @@ layer.load_state_dict(case["state"])
 first, last = case["parts"][rank]
 x, residual, grad = (case[n][first:last].clone() for n in ("x", "residual", "grad"))
 x.requires_grad_(), residual.requires_grad_()
+run = torch.compile(layer, fullgraph=True, backend="aot_eager") if case.get("compiled") else layer
 try:
     for _ in range(2):
-        y = layer(x, residual)
+        y = run(x, residual)
     y.backward(grad)
     grads = [x.grad, residual.grad, layer.weight.grad, layer.bias.grad]
     y_eval = layer.eval()(x.detach(), residual.detach())
@@ -69,22 +70,23 @@ def run_ranks(folder: Path, case: dict, last: str, script: str = RANK) -> list:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 @pytest.mark.parametrize(
-    ("split", "impl", "dtype"),
+    ("split", "impl", "dtype", "compiled"),
     [
-        (4, "auto", torch.float32),
-        (1, "auto", torch.float32),
-        (0, "auto", torch.float32),
-        (1, "reference", torch.float64),
+        (4, "auto", torch.float32, False),
+        (1, "auto", torch.float32, False),
+        (0, "auto", torch.float32, False),
+        (1, "reference", torch.float64, False),
+        (2, "auto", torch.float32, True),
     ],
 )
-def test_two_ranks_equal_one_process(tmp_path, split, impl, dtype):
-    """Equal batches, uneven ones, and one rank with no samples at all."""
+def test_two_ranks_equal_one_process(tmp_path, split, impl, dtype, compiled):
+    """Equal batches, uneven ones, and one rank with no samples at all; in one graph too."""
     torch.manual_seed(0)
     single = gencore.nn.BatchNorm2d(3, activation="leaky_relu", negative_slope=0.2).to(dtype)
     with torch.no_grad():
         single.weight.uniform_(0.5, 2), single.bias.normal_()
     case = {n: torch.randn(6, 3, 4, 5, dtype=dtype) for n in ("residual", "grad")}
-    case |= {"x": torch.randn(6, 3, 4, 5, dtype=dtype) * 2 + 3, "parts": [(0, split), (split, 6)]}
+    case |= {"x": torch.randn(6, 3, 4, 5, dtype=dtype) * 2 + 3, "parts": [(0, split), (split, 6)], "compiled": compiled}
     case["state"] = {k: v.clone() for k, v in single.state_dict().items()}
     ranks = run_ranks(tmp_path, case, impl)
     x, residual = (case[n].clone().requires_grad_() for n in ("x", "residual"))
@@ -161,12 +163,56 @@ def test_a_joint_batch_of_one_value_is_refused_everywhere(tmp_path):
         assert "expected more than 1 value per channel" in message
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_an_empty_joint_batch_leaves_the_running_statistics_alone(tmp_path):
+    case = {n: torch.randn(0, 3, 2, 2) for n in ("x", "residual", "grad")} | {"parts": [(0, 0), (0, 0)]}
+    case["state"] = gencore.nn.BatchNorm2d(3).state_dict()
+    for *_, mean, var, batches in run_ranks(tmp_path, case, "auto"):
+        assert torch.equal(mean, torch.zeros(3))
+        assert torch.equal(var, torch.ones(3))
+        assert batches == 2
+
+
+REFUSALS = """
+import sys, torch, torch.distributed as dist
+import gencore.nn
+folder, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+bare = gencore.nn.SyncBatchNorm(3, affine=False, track_running_stats=False)
+found = []
+for layer, x in (
+    (bare, torch.randn(2, 4, 3, 3)),
+    (bare, torch.randn(2, 3, 1, 1, 1, 2)),
+    (bare, torch.ones(2, 3, 4, dtype=torch.int64)),
+    (gencore.nn.SyncBatchNorm(3, eps=-1.0), torch.randn(2, 3, 4)),
+    (gencore.nn.SyncBatchNorm(3, device="meta"), torch.randn(2, 3, 4)),
+):
+    try:
+        layer(x)
+        found.append("")
+    except (RuntimeError, ValueError) as error:
+        found.append(str(error))
+torch.save(found, f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_bad_input_is_refused_before_the_processes_meet(tmp_path):
+    wanted = ("must have 3 channels", "2 to 5 dimensions", "floating-point", "eps must not be negative", "is on meta")
+    for found in run_ranks(tmp_path, {}, "", REFUSALS):
+        for message, part in zip(found, wanted, strict=True):
+            assert part in message
+
+
 def test_alone_it_is_batch_norm():
     torch.manual_seed(0)
     plain, sync = gencore.nn.BatchNorm2d(3, activation="relu"), gencore.nn.SyncBatchNorm(3, activation="relu")
     x = torch.randn(4, 3, 5, 5)
     assert torch.equal(plain(x), sync(x))
     assert sync.state_dict().keys() == torch.nn.SyncBatchNorm(3).state_dict().keys()
+    assert isinstance(sync, torch.nn.SyncBatchNorm)
+    assert type(gencore.patch(torch.nn.SyncBatchNorm(3))) is gencore.nn.SyncBatchNorm
     with pytest.raises(ValueError, match="expected at least 2D input"):
         sync(torch.zeros(3))
 

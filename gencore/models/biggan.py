@@ -25,6 +25,7 @@ from gencore.models.residual import (
     GeneratorBlock,
     Parts,
     ResidualDiscriminator,
+    check_attention,
     check_condition,
     check_latent,
     sample_classes,
@@ -77,6 +78,15 @@ class BigGANConfig:
             )
         if self.chunk and not self.shared:
             raise ValueError("BigGAN: chunks of z go beside a shared class embedding; set shared, or chunk=0")
+        blocks = len(self.discriminator)
+        halvings = blocks - 1 if self.halvings is None else min(self.halvings, blocks)
+        halved = [self.resolution >> i for i in range(1, halvings + 1)]
+        doubled = [8 << i for i in range(len(self.generator) - 1)]
+        if self.generator_attention is None:
+            halved = [resolution for resolution in halved if resolution in doubled]
+        else:
+            check_attention("BigGAN", "generator_attention", self.generator_attention, doubled)
+        check_attention("BigGAN", "attention", self.attention, halved)
 
     @property
     def latent_length(self) -> int:
@@ -212,7 +222,7 @@ def truncated_normal(
     Reference:
         Brock, Donahue and Simonyan, 2019, section 3.1.
     """
-    if threshold <= 0:
+    if not threshold > 0:
         raise ValueError(f"truncated_normal: threshold must be positive, got {threshold}")
     weight = next(model.parameters())
     inside = torch.erf(torch.tensor(threshold / 2**0.5, dtype=torch.float64)).item()

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from gencore.models.biggan import truncated_normal
 from gencore.models.registry import register_model
-from gencore.models.residual import Parts, ProjectionHead, check_condition, check_latent, sample_classes, upsample
+from gencore.models.residual import (
+    Parts,
+    ProjectionHead,
+    check_attention,
+    check_condition,
+    check_latent,
+    sample_classes,
+    upsample,
+)
 from gencore.models.resolutions import sample_normal
 from gencore.nn.layers import Layers, get_layers
 from gencore.ops._checks import check_classes
@@ -64,6 +72,8 @@ class BigGANDeepConfig:
                     f"BigGAN-deep: {name} must have an entry for each resolution from 4 to {self.resolution}, "
                     f"got {table}"
                 )
+        there_are = [8 << i for i in range(len(self.generator) - 2)]
+        check_attention("BigGAN-deep", "attention", self.attention, there_are)
 
 
 class DeepGeneratorBlock(nn.Module):

@@ -188,6 +188,12 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+def check_attention(where: str, name: str, resolution: int, there_are: Sequence[int]) -> None:
+    """Raises a ValueError where self-attention is asked for (not 0) at a resolution that does not occur."""
+    if resolution and resolution not in there_are:
+        raise ValueError(f"{where}: {name} must be 0 or one of {', '.join(map(str, there_are))}; got {resolution}")
+
+
 def check_latent(z: Tensor, length: int) -> None:
     """Raises a RuntimeError where z is not ``[N, length]``."""
     if z.dim() != 2 or z.shape[1] != length:

@@ -6,8 +6,8 @@ Generative Adversarial Networks", 2019.
 
 Parameters, generator / discriminator: 4,276,739 / 1,053,825 (``sngan_32``), for the ten classes of CIFAR-10 4,304,387 /
 1,055,105 (``sngan_32_projection``); 32,150,787 / 29,017,857 (``sngan_128``);
-41,996,931 / 30,041,857 (``sngan_128_projection``); with attention at 64x64, 42,017,412 / 39,448,258 (``sagan_128``; at
-the paper's 32x32 it has a few more).
+41,996,931 / 30,041,857 (``sngan_128_projection``); 42,078,852 / 39,463,618 (``sagan_128``, with attention at the
+paper's 32x32; at 64x64, 42,017,412 / 39,448,258).
 
 Of the public code, some up-sample bilinearly, and some let the first ReLU of a block work in place, so that the
 shortcut gets its result. Here pixels are doubled, as in the authors' code, and shortcuts take what comes in.
@@ -26,6 +26,7 @@ from gencore.models.residual import (
     GeneratorBlock,
     Parts,
     ResidualDiscriminator,
+    check_attention,
     check_condition,
     check_latent,
     sample_classes,
@@ -70,6 +71,9 @@ class SNGANConfig:
                 f"SNGAN: resolution must be 4 * 2^(number of blocks of the generator), got {self.resolution} "
                 f"with generator={self.generator}"
             )
+        halvings = min(self.halvings, len(self.discriminator))
+        halved = [self.resolution >> i for i in range(1, halvings + 1) if self.resolution >> i >= 8]
+        check_attention("SNGAN", "attention", self.attention, halved)
 
 
 class SNGANGenerator(nn.Module):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional
 from torch import Tensor, nn
 
 import gencore.functional as F
-from gencore.nn.utils.parametrizations import load_spectral_norm
+from gencore.nn.utils.parametrizations import copy_all, read_spectral_norm
 from gencore.nn.utils.parametrizations import spectral_norm as add_spectral_norm
-from gencore.reference.self_attention import project
+from gencore.ops._checks import check_floating, check_tensor
+from gencore.reference._precision import without_autocast
+from gencore.reference.self_attention import attention_weights, project
 
 # Names of the four projections (query, key, value, out) and of the gate in released checkpoints.
 _BIGGAN = ("theta", "phi", "g", "o")
@@ -59,6 +61,7 @@ class SelfAttention2d(nn.Module):
                 raise ValueError(f"SelfAttention2d: {name} must be between 1 and channels={channels}, got {divisor}")
         width, value_width = channels // reduction, channels // value_reduction
         self.channels, self.pool, self.impl = channels, pool, impl
+        self.reduction, self.value_reduction = reduction, value_reduction
         self.query = nn.Conv2d(channels, width, 1, bias=False)
         self.key = nn.Conv2d(channels, width, 1, bias=False)
         self.value = nn.Conv2d(channels, value_width, 1, bias=False)
@@ -75,31 +78,38 @@ class SelfAttention2d(nn.Module):
     def attention_maps(self, x: Tensor, positions: Tensor) -> Tensor:
         """Where the queries at ``positions`` look: ``[B, P, H', W']``, each map summing to 1; H' = H // 2 if pooled.
 
-        Only these P rows of the matrix of weights are made.
+        Only these P rows of the matrix of weights are made, in float32, and rounded to x's dtype. Looking changes
+        nothing: u and v of spectral norm stay as they are, in training too.
 
         Args:
             x: ``[B, C, H, W]``.
             positions: ``[P, 2]``, integers: row and column of each query.
 
         Raises:
-            RuntimeError: ``positions`` has another shape or is not integer.
+            TypeError: an argument is not a tensor.
+            RuntimeError: x is not ``[B, C, H, W]``; ``positions`` has another shape or is not integer.
             IndexError: a position lies outside of x.
         """
-        if positions.dim() != 2 or positions.shape[1] != 2 or positions.dtype.is_floating_point:
+        where = "SelfAttention2d.attention_maps"
+        check_floating(where, "x", x)
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise RuntimeError(f"{where}: x must have shape [B, {self.channels}, H, W], got {tuple(x.shape)}")
+        check_tensor(where, "positions", positions)
+        fractional = positions.dtype.is_floating_point or positions.dtype.is_complex or positions.dtype == torch.bool
+        if positions.dim() != 2 or positions.shape[1] != 2 or fractional:
             raise RuntimeError(
-                "SelfAttention2d.attention_maps: positions must be integers of shape [P, 2], got "
-                f"{positions.dtype} of shape {tuple(positions.shape)}"
+                f"{where}: positions must be integers of shape [P, 2], got {positions.dtype} of shape "
+                f"{tuple(positions.shape)}"
             )
-        size = x.shape[2:]
+        size, positions = x.shape[2:], positions.long()  # uint8 would be a mask
         if ((positions < 0) | (positions >= positions.new_tensor(size))).any():
-            raise IndexError(
-                f"SelfAttention2d.attention_maps: positions must lie in {tuple(size)}, got {positions.tolist()}"
-            )
-        query = project(x[:, :, positions[:, 0], positions[:, 1]].unsqueeze(3), self.query.weight)  # [B, d, P, 1]
-        key = project(x, self.key.weight)
+            raise IndexError(f"{where}: positions must lie in {tuple(size)}, got {positions.tolist()}")
+        w_query, w_key = (_as_in_evaluation(layer) for layer in (self.query, self.key))
+        chosen = x[:, :, positions[:, 0], positions[:, 1]]  # [B, C, P]
+        key = project(x, w_key)
         key = torch.nn.functional.max_pool2d(key, 2) if self.pool else key
-        weights = torch.softmax(query.flatten(2).mT @ key.flatten(2), -1)
-        return weights.unflatten(-1, key.shape[2:])
+        weights = without_autocast(attention_weights)((w_query.flatten(1) @ chosen).mT, key.flatten(2).mT)
+        return weights.to(x.dtype).unflatten(-1, key.shape[2:])
 
     def load_biggan(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
         """Load BigGAN-PyTorch's ``theta``, ``phi``, ``g``, ``o`` (with ``u0`` where there is one) and ``gamma``.
@@ -108,7 +118,7 @@ class SelfAttention2d(nn.Module):
             state_dict: the checkpoint. prefix: of the layer's keys, such as ``"blocks.3.1."``.
 
         Raises:
-            KeyError: a key is missing. RuntimeError: a shape does not fit.
+            KeyError: a key is missing. RuntimeError: a shape does not fit. Then nothing is loaded.
         """
         self._load(state_dict, prefix, _BIGGAN)
 
@@ -136,10 +146,10 @@ class SelfAttention2d(nn.Module):
         return self._save(prefix, _HUGGING_FACE, normalised) | {f"{prefix}gamma": self.gamma.detach().clone()[None]}
 
     def _load(self, state_dict: Mapping[str, Tensor], prefix: str, names: tuple[str, str, str, str]) -> None:
+        values: list[tuple[Tensor, Tensor]] = [(self.gamma, state_dict[f"{prefix}gamma"].reshape(()))]
         for layer, name in zip((self.query, self.key, self.value, self.out), names, strict=True):
-            load_spectral_norm(layer, state_dict, f"{prefix}{name}.")
-        with torch.no_grad():
-            self.gamma.copy_(state_dict[f"{prefix}gamma"].reshape(()))
+            values += read_spectral_norm(layer, state_dict, f"{prefix}{name}.")
+        copy_all(values)
 
     def _save(
         self, prefix: str, names: tuple[str, str, str, str], normalised: Callable[..., dict[str, Tensor]]
@@ -155,4 +165,15 @@ class SelfAttention2d(nn.Module):
         return state
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, pool={self.pool}"
+        return f"{self.channels}, reduction={self.reduction}, pool={self.pool}, value_reduction={self.value_reduction}"
+
+
+def _as_in_evaluation(layer: nn.Module) -> Tensor:
+    """The layer's weight, without an iteration of spectral norm."""
+    modes = [(module, module.training) for module in layer.modules()]
+    layer.eval()
+    try:
+        return cast(Tensor, layer.weight)
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -39,14 +39,18 @@ class _BatchNormAct(torch.nn.modules.batchnorm._BatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         activation: str | None = None,
         negative_slope: float = 0.01,
         impl: str = "auto",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        if not bias:  # which not every PyTorch knows
+            options["bias"] = False
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         check_activation(type(self).__name__, activation or "identity")
         self.activation, self.negative_slope, self.impl = activation, negative_slope, impl
 
@@ -83,8 +87,8 @@ class BatchNorm1d(_BatchNormAct, torch.nn.BatchNorm1d):
     """``torch.nn.BatchNorm1d`` for ``[N, C]`` or ``[N, C, L]``, with a fused activation.
 
     Args:
-        num_features, eps, momentum, affine, track_running_stats: as in ``torch.nn``; ``momentum=None`` takes the
-            cumulative average.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as in ``torch.nn``;
+            ``momentum=None`` takes the cumulative average.
         activation: None, ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"silu"``.
         negative_slope: of the leaky ReLU.
         impl: which implementation of :func:`gencore.functional.batch_norm_act` runs.

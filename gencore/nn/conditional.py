@@ -76,6 +76,12 @@ class ConditionalBatchNorm2d(torch.nn.modules.batchnorm._NormBase):
             impl=self.impl,
         )
 
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, gain_offset={self.gain_offset}, eps={self.eps}, momentum={self.momentum}, "
+            f"track_running_stats={self.track_running_stats}{_activation(self)}"
+        )
+
     def affine_of(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and bias, ``[N, C]`` each."""
         if isinstance(self.gain, nn.Embedding):
@@ -118,3 +124,12 @@ class AdaIN(nn.Module):
         scale, bias = self.style(style).chunk(2, dim=1)
         options: dict[str, Any] = {"activation": self.activation or "identity", "negative_slope": self.negative_slope}
         return F.instance_norm_act(input, scale + 1, bias, eps=self.eps, impl=self.impl, **options)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}{_activation(self)}"
+
+
+def _activation(layer: Any) -> str:
+    """As the other layers show it."""
+    text = "" if layer.activation is None else f", activation={layer.activation!r}"
+    return text + (f", negative_slope={layer.negative_slope}" if layer.activation == "leaky_relu" else "")

@@ -19,14 +19,18 @@ class _InstanceNormAct(torch.nn.modules.instancenorm._InstanceNorm):
         momentum: float = 0.1,
         affine: bool = False,
         track_running_stats: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         activation: str | None = None,
         negative_slope: float = 0.01,
         impl: str = "auto",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        if not bias:  # which not every PyTorch knows
+            options["bias"] = False
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         check_activation(type(self).__name__, activation or "identity")
         self.activation, self.negative_slope, self.impl = activation, negative_slope, impl
 
@@ -79,7 +83,7 @@ class InstanceNorm1d(_InstanceNormAct, torch.nn.InstanceNorm1d):
     """``torch.nn.InstanceNorm1d`` for ``[N, C, L]`` or ``[C, L]``, with a fused activation.
 
     Args:
-        num_features, eps, momentum, affine, track_running_stats: as in ``torch.nn``.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as in ``torch.nn``.
         activation: None, ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"silu"``.
         negative_slope: of the leaky ReLU.
         impl: which implementation of :func:`gencore.functional.instance_norm_act` runs.

@@ -12,12 +12,12 @@ from gencore import reference
 from gencore.nn.batchnorm import _BatchNormAct, running_statistics
 from gencore.nn.conditional import ConditionalBatchNorm2d
 from gencore.ops import batch_norm_act, conditional_batch_norm, norm_core
-from gencore.ops._checks import check_floating, check_same, compute_dtype
+from gencore.ops._checks import check_device, check_floating, check_same, compute_dtype
 from gencore.ops._library import differentiate
 from gencore.ops.norm_core import check_vector
 
 
-class SyncBatchNorm(_BatchNormAct):
+class SyncBatchNorm(_BatchNormAct, torch.nn.SyncBatchNorm):
     """``torch.nn.SyncBatchNorm`` for ``[N, C, ...]``, 2-d to 5-d, with a fused activation; on CPUs (gloo) too.
 
     In training, the mean and variance are those of the joint batch of all processes of the group, each weighted by the
@@ -26,7 +26,7 @@ class SyncBatchNorm(_BatchNormAct):
     layer, its backward and the backward of that equally often: derivatives of every order sum over the processes too.
 
     Args:
-        num_features, eps, momentum, affine, track_running_stats: as in ``torch.nn``.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as in ``torch.nn``.
         process_group: the processes that share statistics; None for all.
         activation, negative_slope, impl: as in :class:`gencore.nn.BatchNorm2d`.
 
@@ -42,9 +42,11 @@ class SyncBatchNorm(_BatchNormAct):
         affine: bool = True,
         track_running_stats: bool = True,
         process_group: Any = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, **kwargs)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs)
         self.process_group = process_group
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -55,8 +57,7 @@ class SyncBatchNorm(_BatchNormAct):
         """``activation(batch_norm(input) + residual)`` by the joint statistics."""
         if not _is_joint(self):
             return super().forward(input, residual)
-        self._check_input_dim(input)
-        check_vector("SyncBatchNorm", "weight", self.weight, input)
+        _check("SyncBatchNorm", self, input)
         if residual is not None:
             check_same("SyncBatchNorm", "residual", residual, "input", input)
         impl = batch_norm_act.OP.select(self.impl, input)
@@ -122,7 +123,7 @@ class SyncConditionalBatchNorm2d(ConditionalBatchNorm2d):
         if not _is_joint(self):
             return super().forward(input, condition)
         where = "SyncConditionalBatchNorm2d"
-        check_floating(where, "input", input)
+        _check(where, self, input)
         gain, bias = self.affine_of(condition)
         check_vector(where, "gain", gain, input, per_sample=True)
         check_vector(where, "bias", bias, input, per_sample=True)
@@ -135,6 +136,23 @@ def _is_joint(layer: Any) -> bool:
     return uses_batch and dist.is_initialized() and dist.get_world_size(layer.process_group) > 1
 
 
+def _check(where: str, layer: Any, x: Tensor) -> None:
+    """What batch norm refuses, before the other processes wait for this one."""
+    check_floating(where, "input", x)
+    if not 2 <= x.dim() <= 5:
+        raise ValueError(f"{where}: input must have 2 to 5 dimensions, [N, C, ...], got {tuple(x.shape)}")
+    if x.shape[1] != layer.num_features:
+        raise RuntimeError(
+            f"{where}: input must have {layer.num_features} channels (num_features), got {tuple(x.shape)}"
+        )
+    if not layer.eps >= 0:
+        raise ValueError(f"{where}: eps must not be negative, got {layer.eps}")
+    for name in ("weight", "running_mean"):
+        value = getattr(layer, name, None)
+        if value is not None:
+            check_device(where, name, value, "input", x)
+
+
 def _normalise(
     layer: Any, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, impl: str
 ) -> Tensor:
@@ -143,14 +161,17 @@ def _normalise(
     config = layer.eps, layer.activation or "identity", layer.negative_slope, impl
     y, mean, var, count = _Forward.apply(x, residual, weight, bias, layer.process_group, *config)
     if running["running_mean"] is not None:
-        unbiased = var * (count / (count - 1))
-        running["running_mean"].lerp_(mean.to(running["running_mean"].dtype), running["momentum"])
-        running["running_var"].lerp_(unbiased.to(running["running_var"].dtype), running["momentum"])
+        moved = {"running_mean": mean, "running_var": var * (count / (count - 1))}
+        for name, value in moved.items():
+            buffer = running[name]
+            # An empty joint batch has no statistics. Whether it is empty, the host need not wait for a GPU to know.
+            buffer.copy_(torch.where(count > 0, buffer.lerp(value.to(buffer.dtype), running["momentum"]), buffer))
     return y
 
 
 class _Forward(torch.autograd.Function):
-    """weight and bias: ``[C]`` or ``[N, C]``. Returns y, and the joint mean, variance and count, without gradients."""
+    """weight and bias: ``[C]`` or ``[N, C]``. Returns y, and the joint mean, variance and count (0-d float64), without
+    gradients."""
 
     @staticmethod
     def forward(
@@ -164,10 +185,11 @@ class _Forward(torch.autograd.Function):
         activation: str,
         negative_slope: float,
         impl: str,
-    ) -> tuple[Tensor, Tensor, Tensor, float]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         compute = compute_dtype(x.dtype)
         mean, var, count = _joint_moments(x, compute, group)
-        if count == 1:
+        # With two values here, there are enough; only otherwise the host waits for the sum.
+        if x.numel() // max(x.shape[1], 1) < 2 and count == 1:
             raise ValueError(
                 "SyncBatchNorm: expected more than 1 value per channel when training, "
                 f"got input size {tuple(x.shape)} in a joint batch of one value"
@@ -180,20 +202,20 @@ class _Forward(torch.autograd.Function):
             y = reference.conditional_batch_norm(x, w, b, mean, var, False, 0.0, *config)
         else:
             y = reference.batch_norm_act(x, w, b, mean, var, False, 0.0, *config, residual).to(x.dtype)
-        ctx.save_for_backward(x, residual, weight, bias, mean, var)
-        ctx.config = count, group, *config, impl
-        ctx.mark_non_differentiable(mean, var)
+        ctx.save_for_backward(x, residual, weight, bias, mean, var, count)
+        ctx.config = group, *config, impl
+        ctx.mark_non_differentiable(mean, var, count)
         return y, mean, var, count
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *_: Any) -> Any:
-        x, residual, weight, bias, mean, var = ctx.saved_tensors
+        x, residual, weight, bias, mean, var, count = ctx.saved_tensors
         compute = mean.dtype
         affine = _to(weight, compute), _to(bias, compute)
         grad_x, grad_weight, grad_bias, grad_residual = _Backward.apply(
-            grad_y, x, residual, *affine, mean, var, *ctx.config
+            grad_y, x, residual, *affine, mean, var, count, *ctx.config
         )
-        if residual is not None and ctx.config[3] == "identity":
+        if residual is not None and ctx.config[2] == "identity":
             grad_residual = grad_y
         return (
             grad_x,
@@ -218,15 +240,15 @@ class _Backward(torch.autograd.Function):
         bias: Tensor | None,
         mean: Tensor,
         var: Tensor,
-        count: float,
+        count: Tensor,
         group: Any,
         eps: float,
         activation: str,
         negative_slope: float,
         impl: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        ctx.save_for_backward(grad_y, x, residual, weight, bias, mean, var)
-        ctx.count, ctx.group, ctx.config = count, group, (eps, activation, negative_slope)
+        ctx.save_for_backward(grad_y, x, residual, weight, bias, mean, var, count)
+        ctx.group, ctx.config = group, (eps, activation, negative_slope)
         inputs = grad_y, x, residual, weight, bias, mean, var, False, False, *ctx.config
         if impl == "reference":
             grad_x, grad_weight, grad_bias, grad_residual = reference.norm_act_backward(*inputs)
@@ -245,11 +267,11 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        *inputs, mean, var = ctx.saved_tensors
+        *inputs, mean, var, count = ctx.saved_tensors
         dims = [d for d in range(inputs[1].dim()) if d != 1]
 
         def average(v: Tensor) -> Tensor:
-            return _SumOverProcesses.apply(v.sum(dims, keepdim=True), ctx.group) / ctx.count
+            return _SumOverProcesses.apply(v.sum(dims, keepdim=True), ctx.group) / count
 
         backward: Any = reference.norm_act_backward
         rest = mean, var, True, False, *ctx.config, average
@@ -281,7 +303,7 @@ def _channel_sum(grad: Tensor, weight: Tensor | None) -> Tensor:
     return product.sum(0) if product.dim() == 2 else product
 
 
-def _joint_moments(x: Tensor, compute: torch.dtype, group: Any) -> tuple[Tensor, Tensor, float]:
+def _joint_moments(x: Tensor, compute: torch.dtype, group: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and number of values a channel over the batches of all processes."""
     channels = x.shape[1]
     count = x.numel() // max(channels, 1)
@@ -297,4 +319,4 @@ def _joint_moments(x: Tensor, compute: torch.dtype, group: Any) -> tuple[Tensor,
     total = counts.sum()
     mean = (means * counts).sum(0) / total.clamp_min(1)
     squared = (squares + counts * (means - mean).square()).sum(0)
-    return mean.to(compute), (squared / total.clamp_min(1)).to(compute), float(total)
+    return mean.to(compute), (squared / total.clamp_min(1)).to(compute), total

@@ -9,7 +9,7 @@ import torch.nn.functional
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
+from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, is_named, triton_refusal, triton_slower
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating
 from gencore.ops._library import define
@@ -32,8 +32,9 @@ def attention_block(
 ) -> Tensor:
     r"""``gamma w_out(attention(w_query x, w_key x, w_value x)) + x`` over the positions of a feature map.
 
-    All projections are 1x1 convolutions; as for those, ``torch.autocast`` lowers every tensor. Gradients of all tensors
-    exist to any order; gamma = 0 gives x bit for bit (in the reference, but for negative zeros), and its own gradient.
+    All projections are 1x1 convolutions. Gradients of all tensors exist to any order; gamma = 0 gives x bit for bit (in
+    the reference, but for negative zeros and for x that are not finite), and its own gradient. Under ``torch.autocast``
+    every tensor is taken in the dtype of autocast.
 
     Args:
         x: ``[B, C, H, W]``; float32, float64, bfloat16 or float16; contiguous or channels_last.
@@ -42,14 +43,15 @@ def attention_block(
         pool: max-pool keys and values 2x2 (an odd last row or column is left out), as SAGAN's and BigGAN's released
             code does and the paper does not.
         scale: factor of the scores.
-        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :mod:`gencore.dispatch`.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :mod:`gencore.dispatch`. The one that is named
+            runs the projections too; ``"auto"`` leaves those to PyTorch on a GPU and in float16.
 
     Returns:
         ``[B, C, H, W]``, in x's dtype and layout.
 
     Raises:
         TypeError: an argument is not a tensor.
-        RuntimeError: shapes, dtypes or devices that do not fit; ``pool`` where H or W is 1.
+        RuntimeError: shapes, dtypes or devices that do not fit; C, H, W, d or dv is 0; ``pool`` where H or W is 1.
 
     Reference:
         Zhang, Goodfellow, Metaxas and Odena, "Self-Attention Generative Adversarial Networks", 2019, section 3.
@@ -62,14 +64,15 @@ def attention_block(
     width, others = w_query.shape[0], w_key.shape[0] + w_value.shape[0]
     # One reading of x for the three projections, and one pooling for two of them.
     weights = torch.cat([_image(w_query), _image(w_key), _image(w_value)])
-    query, rest = _project(x, weights, chosen).split([width, others], 1)
+    for_projections = chosen if is_named(impl) or (chosen == "cpu" and x.dtype != torch.float16) else "reference"
+    query, rest = _project(x, weights, for_projections).split([width, others], 1)
     if pool:
         rest = torch.nn.functional.max_pool2d(rest, 2)
     key, value = rest.split([w_key.shape[0], w_value.shape[0]], 1)
     o = self_attention(query.flatten(2).mT, key.flatten(2).mT, value.flatten(2).mT, scale=scale, impl=chosen)
     # Back to a feature map, in the layout in which the attention has left it.
     o = o.mT.unflatten(2, x.shape[2:])
-    return _GATE(x, _project(o, w_out, chosen), gamma, chosen)
+    return _GATE(x, _project(o, w_out, for_projections), gamma, chosen)
 
 
 def _image(weight: Tensor) -> Tensor:
@@ -77,10 +80,11 @@ def _image(weight: Tensor) -> Tensor:
 
 
 def _project(x: Tensor, weight: Tensor, chosen: str) -> Tensor:
-    if chosen == "cpu" and x.dtype != torch.float16 and x.numel() > 0:
-        return conv2d(x, _image(weight), impl="cpu")
+    # Without autocast, which the tensors have followed already.
     with torch.autocast(x.device.type, enabled=False):
-        return project(x, weight)
+        if chosen == "reference" or x.numel() == 0:
+            return project(x, weight)
+        return conv2d(x, _image(weight), impl=chosen)
 
 
 def _validate(
@@ -90,6 +94,8 @@ def _validate(
     check_floating(where, "x", x)
     if x.dim() != 4:
         raise RuntimeError(f"{where}: x must have 4 dimensions, [B, C, H, W], got shape {tuple(x.shape)}")
+    if 0 in x.shape[1:]:
+        raise RuntimeError(f"{where}: x must have channels, height and width of 1 at least, got shape {tuple(x.shape)}")
     named = {"w_query": w_query, "w_key": w_key, "w_value": w_value, "w_out": w_out, "gamma": gamma}
     for name, value in named.items():
         check_floating(where, name, value)
@@ -114,8 +120,9 @@ def _validate(
 
 def _check_projection(name: str, weight: Tensor, rows: int | None, columns: int) -> None:
     fits = weight.dim() in (2, 4) and weight.shape[1] == columns and all(n == 1 for n in weight.shape[2:])
+    fits = fits and weight.shape[0] > 0
     if not fits or rows not in (None, weight.shape[0]):
-        wanted = "rows" if rows is None else rows
+        wanted = "rows > 0" if rows is None else rows
         raise RuntimeError(
             f"attention_block: {name} must have shape [{wanted}, {columns}] or [{wanted}, {columns}, 1, 1], "
             f"got {tuple(weight.shape)}"

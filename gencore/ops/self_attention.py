@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
+from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, compute_dtype
 from gencore.ops._library import define, differentiate, triton_kernel
 
@@ -22,6 +23,7 @@ def self_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float = 
     The running maximum, the sum and the result of each query are held in float32 (float64 for float64) while the keys
     pass by in blocks. The backward keeps query, key, value, the result and two numbers a query (the maximum and the
     sum), and works the weights out again, block by block. Second derivatives come from plain PyTorch, with the matrix.
+    Under ``torch.autocast`` every tensor is taken in the dtype of autocast.
 
     Args:
         query: ``[..., N, d]``, one row a position; float32, float64, bfloat16 or float16. Any strides: a feature map
@@ -41,6 +43,7 @@ def self_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float = 
         Zhang, Goodfellow, Metaxas and Odena, "Self-Attention Generative Adversarial Networks", 2019, section 3; the
         order of the computation is that of Dao, Fu, Ermon, Rudra and Ré, "FlashAttention", 2022.
     """
+    query, key, value = autocast(query, key, value)
     _validate(query, key, value)
     chosen = OP.select(impl, query, key, value)
     if chosen == "reference":

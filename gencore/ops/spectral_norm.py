@@ -11,8 +11,10 @@ from torch import Tensor
 
 from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
-from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
+from gencore.ops._checkpointing import is_backward, note_step, regions_under_way, repeated_step
+from gencore.ops._checks import check_device, compute_dtype
 from gencore.ops._library import define, differentiate, triton_kernel
+from gencore.ops.spectral_norm_checks import lengths, validate
 
 
 def spectral_norm(
@@ -36,8 +38,8 @@ def spectral_norm(
     W is the weight as a matrix: ``dim`` gives its rows, all other dimensions, in their order, its columns. u and v
     are constants for the gradient, which is :math:`(G - \langle G, W_{SN} \rangle\, u v^T) / \sigma`; gradients of the
     weight exist to any order, through both results. Each call keeps its own u and v for its backward: two forwards
-    before one backward are safe, and so is a broadcast of the buffers between them. A forward that runs inside a
-    backward (activation checkpointing) finds u and v as the first one left them and does not iterate again.
+    before one backward are safe, and so is a broadcast of the buffers between them. A call in training that activation
+    checkpointing repeats takes u and v as the first one left them, whatever moved them since, and does not iterate.
 
     Args:
         weight: 1-d to 5-d; float32, float64, bfloat16 or float16.
@@ -56,9 +58,10 @@ def spectral_norm(
         W / sigma, with shape, dtype and layout of the weight, and sigma, 0-d, float32 (float64 for float64).
 
     Raises:
-        TypeError: an argument is not a tensor.
-        RuntimeError: a shape, dtype or device that does not fit.
-        ValueError: ``eps`` not positive, ``n_power_iterations`` negative.
+        TypeError: an argument is not a tensor, or ``n_power_iterations`` no whole number.
+        RuntimeError: a shape, dtype or device that does not fit; a compiled call that moves u and v and is repeated by
+            activation checkpointing, which cannot be told what they were.
+        ValueError: ``eps`` not positive or infinite, ``n_power_iterations`` negative.
         IndexError: ``dim`` out of range.
 
     Reference:
@@ -66,8 +69,8 @@ def spectral_norm(
         algorithm 1.
     """
     where, options = "spectral_norm", (n_power_iterations, eps)
-    dim = _validate(where, "", weight, u, v, *options, dim)
-    iterations = _iterations(training, n_power_iterations)
+    dim = validate(where, "", weight, u, v, *options, dim)
+    iterations = n_power_iterations if training else 0
     chosen = OP.select(impl, weight)
     normal, sigma = _run(chosen, [weight], [u], [v], iterations, eps, [dim], v_first, [True])
     return normal[0], sigma[0]
@@ -112,7 +115,7 @@ def spectral_norm_list(
         if len(values) != len(weights):
             raise ValueError(f"{where}: {name} must have {len(weights)} entries, one a weight; got {len(values)}")
     for i, layer in enumerate(zip(weights, us, vs, strict=True)):
-        dims[i] = _validate(where, f"s[{i}]", *layer, n_power_iterations, eps, dims[i])
+        dims[i] = validate(where, f"s[{i}]", *layer, n_power_iterations, eps, dims[i])
         if weights[i].device != weights[0].device or weights[i].dtype != weights[0].dtype:
             check_device(where, f"weights[{i}]", weights[i], "weights[0]", weights[0])
             raise RuntimeError(
@@ -120,58 +123,9 @@ def spectral_norm_list(
             )
     if not weights:
         return [], []
-    iterations = _iterations(training, n_power_iterations)
+    iterations = n_power_iterations if training else 0
     chosen = LIST_OP.select(impl, weights[0])
     return _run(chosen, weights, us, vs, iterations, eps, dims, v_first, written)
-
-
-def _validate(
-    where: str, suffix: str, weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float, dim: int
-) -> int:
-    """Refuse what does not fit; ``dim``, not negative."""
-    check_floating(where, f"weight{suffix}", weight)
-    rank = weight.dim()
-    if rank == 0:
-        raise RuntimeError(f"{where}: weight{suffix} must have at least 1 dimension, got a scalar")
-    if not -rank <= dim < rank:
-        raise IndexError(
-            f"{where}: dim must be between {-rank} and {rank - 1} for a weight of {rank} dimensions, got {dim}"
-        )
-    if not eps > 0:
-        raise ValueError(f"{where}: eps must be positive, got {eps}")
-    if n_power_iterations < 0:
-        raise ValueError(f"{where}: n_power_iterations must not be negative, got {n_power_iterations}")
-    dim %= rank
-    rows, columns = _lengths(weight, dim)
-    dtypes = (weight.dtype, compute_dtype(weight.dtype))
-    for name, vector, length in ("u", u, rows), ("v", v, columns):
-        if (
-            isinstance(vector, Tensor)
-            and vector.dtype in dtypes
-            and vector.device == weight.device
-            and vector.shape == (length,)
-        ):
-            continue  # the checks below, which say what is wrong, cost a network of small layers as much as its kernel
-        name += suffix
-        check_floating(where, name, vector)
-        check_device(where, name, vector, f"weight{suffix}", weight)
-        check_shape(where, name, vector, (length,))
-        raise RuntimeError(
-            f"{where}: {name} must have the dtype of weight{suffix}, {dtypes[0]}, or {dtypes[1]}; got {vector.dtype}"
-        )
-    return dim
-
-
-def _lengths(weight: Tensor, dim: int) -> tuple[int, int]:
-    """Of u and v."""
-    rows = weight.shape[dim]
-    return rows, weight.numel() // rows if rows else weight.shape[:dim].numel() * weight.shape[dim + 1 :].numel()
-
-
-def _iterations(training: bool, n_power_iterations: int) -> int:
-    # Inside a backward this forward is a repetition: the one that it repeats has moved u and v already.
-    repeated = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-    return n_power_iterations if training and not repeated else 0
 
 
 def _run(
@@ -185,27 +139,51 @@ def _run(
     v_first: bool,
     written: Sequence[bool],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    if chosen == "reference":
-        # Copies of u and v are what the backward keeps, so that the buffers may change before it runs.
-        compute = compute_dtype(weights[0].dtype)
-        normal, sigma, new = [], [], []
-        for w, u, v, dim, wanted in zip(weights, us, vs, dims, written, strict=True):
-            function = reference.spectral_norm if wanted else reference.power_iteration
-            *ready, s, u, v = function(
-                w, u.to(compute, copy=True), v.to(compute, copy=True), iterations, eps, dim, v_first
-            )
-            normal += ready
-            sigma.append(s)
-            new += [u, v]
-    else:
-        arguments = (iterations, float(eps), list(dims), v_first, list(written), chosen)
-        normal, sigmas, vectors = _FORWARD(list(weights), _paired(us, vs), *arguments)
-        sigma = list(sigmas.unbind())
-        new = list(vectors.split([x.numel() for x in _paired(us, vs)])) if iterations else []
+    """As the first call, which iterates and moves u and v, or as its repetition, which takes them from there."""
+    compiling = torch.compiler.is_compiling()
+    repeats = iterations > 0 and not compiling and is_backward()
+    moved = repeated_step("spectral_norm") if repeats else None
+    if moved is not None:
+        us, vs = moved[::2], moved[1::2]
+    iterations = 0 if repeats else iterations
+    normal, sigma, new = _call(chosen, weights, us, vs, iterations, eps, dims, v_first, written)
     if iterations > 0:
         with torch.no_grad():
             torch._foreach_copy_(_paired(us, vs), new)
+        moved = new
+    if moved is not None and not compiling:
+        note_step(regions_under_way(), moved)
     return normal, sigma
+
+
+def _call(
+    chosen: str,
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    iterations: int,
+    eps: float,
+    dims: Sequence[int],
+    v_first: bool,
+    written: Sequence[bool],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Also u and v of each layer, one after another, after the iterations, in tensors of their own; none without."""
+    if chosen == "reference":
+        # Copies of u and v are what the backward keeps, so that the buffers may change before it runs.
+        compute = compute_dtype(weights[0].dtype)
+        copies = [x.to(compute, copy=True) for x in _paired(us, vs)]
+        normal, sigma, new = [], [], []
+        for w, u, v, dim, wanted in zip(weights, copies[::2], copies[1::2], dims, written, strict=True):
+            function = reference.spectral_norm if wanted else reference.power_iteration
+            *ready, s, u, v = function(w, u, v, iterations, eps, dim, v_first)
+            normal += ready
+            sigma.append(s)
+            new += [u, v]
+        return normal, sigma, new if iterations else []
+    arguments = (iterations, float(eps), list(dims), v_first, list(written), chosen)
+    normal, sigmas, vectors = _FORWARD(list(weights), _paired(us, vs), *arguments)
+    new = list(vectors.split([x.numel() for x in _paired(us, vs)])) if iterations else []
+    return normal, list(sigmas.unbind()), new
 
 
 def _paired(us: Sequence[Tensor], vs: Sequence[Tensor]) -> list[Tensor]:
@@ -226,6 +204,11 @@ def _forward_kernel(call: Any) -> Any:
         v_first: bool,
         written: list[bool],
     ) -> tuple[list[Tensor], Tensor, Tensor]:
+        if n_power_iterations > 0 and is_backward():  # of a compiled graph: _run takes care of all others
+            raise RuntimeError(
+                "spectral_norm: activation checkpointing repeats a forward that torch.compile compiled, which would "
+                "move u and v again; compile what is not checkpointed, or checkpoint what is not compiled"
+            )
         dense = [w.contiguous() for w in weights]
         normal = [torch.empty_like(w) if wanted else w.new_empty(0) for w, wanted in zip(dense, written, strict=True)]
         vectors = torch.cat(buffers).to(compute_dtype(weights[0].dtype))
@@ -339,8 +322,8 @@ def _differentiate_backward(ctx: Any, grad_outputs: list[Tensor | None]) -> Any:
     # sigma is worked out again from the weights, which thus carry its derivative too.
     *inputs, vectors = ctx.saved_tensors
     count = sum(ctx.written)
-    lengths = [_lengths(weight, dim) for weight, dim in zip(inputs[count + 1 :], ctx.dims, strict=True)]
-    vectors = vectors.split([n for pair in lengths for n in pair])
+    pairs = [lengths(weight, dim) for weight, dim in zip(inputs[count + 1 :], ctx.dims, strict=True)]
+    vectors = vectors.split([n for pair in pairs for n in pair])
 
     def formula(*values: Any) -> list[Tensor]:
         given, grad_sigma, weights = iter(values[:count]), values[count], values[count + 1 :]

@@ -12,7 +12,7 @@ from gencore.reference._precision import without_autocast
 @without_autocast
 def self_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
     """softmax(scale Q K^T) V, the softmax over the keys."""
-    return (_weights(query, key, scale) @ value.to(_compute(value))).to(query.dtype)
+    return (attention_weights(query, key, scale) @ value.to(_compute(value))).to(query.dtype)
 
 
 @without_autocast
@@ -25,7 +25,7 @@ def self_attention_backward(
     dQ = scale S' K, dK = scale S'^T Q, dV = P^T dO.
     """
     compute = _compute(query)
-    weights, g = _weights(query, key, scale), grad.to(compute)
+    weights, g = attention_weights(query, key, scale), grad.to(compute)
     grad_weights = g @ value.to(compute).mT
     grad_scores = scale * weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
     grad_query, grad_key = grad_scores @ key.to(compute), grad_scores.mT @ query.to(compute)
@@ -58,7 +58,8 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight.reshape(*weight.shape[:2], 1, 1))
 
 
-def _weights(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
+    """softmax(scale Q K^T) over the keys, in float32 (float64 for float64)."""
     compute = _compute(query)
     return torch.softmax(scale * (query.to(compute) @ key.to(compute).mT), -1)
 

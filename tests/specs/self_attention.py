@@ -100,4 +100,5 @@ SPEC = OpSpec(
     layout=("query", "key", "value"),
     outputs_like=(),
     errors=errors,
+    autocast=True,
 )

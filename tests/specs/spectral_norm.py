@@ -128,6 +128,8 @@ def errors() -> list[ErrorInput]:
         case("dim", "dim must be between -2 and 1", layer(dim=2), dim=2),
         case("iterations", "must not be negative, got -1", layer(n_power_iterations=-1), n_power_iterations=-1),
         case("eps", "eps must be positive, got 0", lambda: TF.batch_norm(weight, v, v, eps=-1.0), eps=0.0),
+        case("half", "must be a whole number, got 1.5", layer(n_power_iterations="1"), n_power_iterations=1.5),
+        case("eps_inf", "eps must be finite", lambda: TF.batch_norm(weight, v, v, eps=-1.0), eps=float("inf")),
         case("eps_nan", "must be positive, got nan", lambda: TF.batch_norm(weight, v, v, eps=-1.0), eps=float("nan")),
     ]
 

@@ -7,7 +7,7 @@ checkpoints go both ways. :func:`spectral_norm_model` makes one call of all the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import compress
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +17,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import gencore.functional as F
+from gencore.ops._checkpointing import (
+    is_backward,
+    is_kept_by_frame,
+    note_for,
+    regions_under_way,
+    repeated_value,
+)
+from gencore.ops.spectral_norm_checks import check_settings
 from gencore.reference.spectral_norm import as_matrix, divisor
 
 CONVENTIONS = ("torch", "biggan")
@@ -68,7 +76,8 @@ def spectral_norm_model(network: nn.Module, *, fold: bool = True) -> nn.Module:
 
     Before each forward of the network, one :func:`gencore.functional.spectral_norm_list` normalises all weights; during
     it, every reading of a weight finds the result. Outside of it each layer works for itself. ``state_dict`` does not
-    change. Non-reentrant activation checkpointing must take in the whole network, or none of it.
+    change. Activation checkpointing may take in the network or parts of it. A layer belongs to one network, the last
+    that it was given to: the model around a network takes the network's layers over.
 
     Args:
         fold: of gencore's convolutions and linear layers, compute sigma alone. Their W / sigma is not written: the
@@ -104,37 +113,59 @@ def load_spectral_norm(module: Any, state_dict: Mapping[str, Tensor], prefix: st
 
     Known are PyTorch's present one (``parametrizations.weight.original``, ``.0._u``, ``.0._v``), its former one
     (``weight_orig``, ``weight_u``, ``weight_v``), BigGAN's (``weight``, ``u0``: one vector, and sigma from one
-    iteration that starts at it), and a plain ``weight`` (u and v stay as they are). A bias is loaded too, if any.
+    iteration that starts at it), and a plain ``weight`` (u and v stay as they are). The module's bias is loaded too, if
+    it has one. Where something is wrong, nothing is loaded.
 
     Args:
         module: has ``name``, with or without :func:`spectral_norm`.
         state_dict: the checkpoint. prefix: of the layer's keys, such as ``"blocks.0.conv1."``.
 
     Raises:
-        KeyError: the weight is not there under any of the names.
-        RuntimeError: its shape is not the module's.
+        KeyError: the weight is not there under any of the names, or the module's bias is missing.
+        RuntimeError: the shape of something is not the module's.
     """
+    copy_all(read_spectral_norm(module, state_dict, prefix, name))
+
+
+def copy_all(values: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second of each pair into the first."""
+    with torch.no_grad():
+        for target, value in values:
+            target.copy_(value)
+
+
+@torch.no_grad()
+def read_spectral_norm(
+    module: Any, state_dict: Mapping[str, Tensor], prefix: str = "", name: str = "weight"
+) -> list[tuple[Tensor, Tensor]]:
+    """What :func:`load_spectral_norm` would copy, and where to; errors as there."""
     weight, u, v = _find(state_dict, prefix, name)
     normal = _parametrization(module, name)
     target = module.parametrizations[name].original if normal else getattr(module, name)
-    if weight.shape != target.shape:
-        raise RuntimeError(
-            f"load_spectral_norm: {prefix}{name} must have shape {tuple(target.shape)}, got {tuple(weight.shape)}"
-        )
+    _check_loaded(f"{prefix}{name}", weight, tuple(target.shape))
     dim = normal.dim if normal else 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
-    keep_u0 = normal is not None and normal.convention == "biggan"
-    with torch.no_grad():
-        if u is not None and v is None:
-            u, v = _from_single_vector(weight, u, dim, keep_u0)
-        if normal is None and u is not None and v is not None:
-            weight, _ = F.spectral_norm(weight, u, v, training=False, dim=dim)
-        target.copy_(weight)
-        if normal is not None and u is not None and v is not None:
-            normal._u.copy_(u)
-            normal._v.copy_(v)
-        bias = getattr(module, "bias", None)
-        if bias is not None and f"{prefix}bias" in state_dict:
-            bias.copy_(state_dict[f"{prefix}bias"])
+    for key, vector, length in zip(("u", "v"), (u, v), as_matrix(target, dim).shape, strict=True):
+        if vector is not None:
+            _check_loaded(f"{prefix}{name}'s {key}", vector, (length,))
+    if u is not None and v is None:
+        u, v = _from_single_vector(weight, u, dim, normal is not None and normal.convention == "biggan")
+    if normal is None and u is not None and v is not None:
+        weight, _ = F.spectral_norm(weight, u, v, training=False, dim=dim)
+    found = [(target, weight)]
+    if normal is not None and u is not None and v is not None:
+        found += [(normal._u, u), (normal._v, v)]
+    bias = getattr(module, "bias", None)
+    if bias is not None:
+        if f"{prefix}bias" not in state_dict:
+            raise KeyError(f"load_spectral_norm: the checkpoint has no {prefix}bias")
+        _check_loaded(f"{prefix}bias", state_dict[f"{prefix}bias"], tuple(bias.shape))
+        found.append((bias, state_dict[f"{prefix}bias"]))
+    return found
+
+
+def _check_loaded(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise RuntimeError(f"load_spectral_norm: {name} must have shape {shape}, got {tuple(value.shape)}")
 
 
 class SpectralNorm(nn.Module):
@@ -154,17 +185,16 @@ class SpectralNorm(nn.Module):
         rank = weight.dim()
         if not -rank <= dim < rank:
             raise IndexError(f"spectral_norm: dim must be between {-rank} and {rank - 1}, got {dim}")
+        check_settings("spectral_norm", n_power_iterations, eps)
         if n_power_iterations <= 0:
             raise ValueError(f"spectral_norm: n_power_iterations must be positive, got {n_power_iterations}")
-        if eps <= 0:
-            raise ValueError(f"spectral_norm: eps must be positive, got {eps}")
         if convention not in CONVENTIONS:
             raise ValueError(f"spectral_norm: convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}")
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim % rank, eps
         self.convention, self.impl = convention, impl
         self.has_buffers = rank > 1
-        self.ready: Tensor | None = None  # W / sigma, or 1 / sigma, during a forward of spectral_norm_model's network
-        self.scale: Tensor | None = None
+        self.batch: _Batch | None = None
+        self.shared: _Shared | None = None  # during a forward of spectral_norm_model's network
         if self.has_buffers:
             rows, columns = as_matrix(weight.detach(), self.dim).shape
             u = weight.detach().new_empty(rows).normal_()
@@ -197,20 +227,56 @@ class SpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if not self.has_buffers:
             return torch.nn.functional.normalize(weight, dim=0, eps=self.eps)
-        if self.ready is not None:
-            return self.ready
-        if self.scale is not None:
-            return weight * self.scale
-        u, v, iterate = self.buffers_to_use()
+        shared = self.find_shared()
+        if shared is not None and shared.ready is not None:
+            return shared.ready
+        if shared is not None and shared.scale is not None:
+            return weight * shared.scale
+        u, v, iterate = self.buffers_to_use() if shared is None else (shared.u, shared.v, False)
         return F.spectral_norm(
             weight, u, v, n_power_iterations=self.n_power_iterations, training=iterate, **self.options
         )[0]
+
+    def find_shared(self) -> _Shared | None:
+        """What the network's forward has for this layer, also where checkpointing repeats a part of that forward."""
+        if torch.compiler.is_compiling():
+            return self.shared
+        shared = self.shared
+        if shared is None and is_backward():
+            shared = repeated_value(self)
+        if shared is not None:
+            for region in regions_under_way(shared.grad):
+                if not any(region is other for other in shared.regions):
+                    note_for(region, self, shared.for_repetition(is_kept_by_frame(region)))
+        return shared
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value
 
     def extra_repr(self) -> str:
         return f"n_power_iterations={self.n_power_iterations}, eps={self.eps}, dim={self.dim}"
+
+
+class _Shared(NamedTuple):
+    """Of one layer, from the call for all layers."""
+
+    ready: Tensor | None  # W / sigma
+    scale: Tensor | None  # or 1 / sigma
+    u: Tensor  # after the iterations
+    v: Tensor
+    regions: list[Any]  # the checkpointed forwards that took in the call: their repetition makes it again
+    grad: bool  # whether gradients were recorded
+
+    def for_repetition(self, reads: bool) -> _Shared:
+        """What the repetition of a part of the network's forward needs. One that only reads the tensors that its layers
+        save needs the same ones; one that is differentiated comes to W by an operation of its own."""
+        again = self._replace(regions=[], grad=True)
+        if reads:
+            detached = [
+                None if x is None else x.detach().requires_grad_(x.requires_grad) for x in (self.ready, self.scale)
+            ]
+            return again._replace(ready=detached[0], scale=detached[1])
+        return again._replace(ready=None, scale=None, u=self.u.clone(), v=self.v.clone())
 
 
 class _Member(NamedTuple):
@@ -226,8 +292,18 @@ class _Batch:
 
     def __init__(self, layers: list[_Member], fold: bool) -> None:
         self.layers, self.fold = layers, fold
+        for layer in layers:
+            if layer.normal.batch is not None:
+                layer.normal.batch.release(layer.normal)
+            layer.normal.batch = self
+
+    def release(self, normal: SpectralNorm) -> None:
+        """Another network has it now; two would move its u and v twice a forward."""
+        self.layers = [layer for layer in self.layers if layer.normal is not normal]
 
     def begin(self, network: nn.Module, args: Any) -> None:
+        if not self.layers:
+            return
         first = self.layers[0].normal
         if any(layer.normal.training != first.training for layer in self.layers):
             return  # some are frozen: each for itself
@@ -247,25 +323,30 @@ class _Batch:
             written=written,
             impl=first.impl,
         )
-        for layer, weight in zip(compress(self.layers, written), ready, strict=True):
-            layer.normal.ready = weight
+        given = iter(ready)
         folded = [not wanted for wanted in written]
+        scales: Iterator[Tensor] = iter(())
         if any(folded):
-            scales = divisor(torch.stack(list(compress(sigmas, folded))), first.eps).reciprocal()
-            for layer, scale in zip(compress(self.layers, folded), scales.unbind(), strict=True):
-                layer.normal.scale = scale
+            scales = iter(divisor(torch.stack(list(compress(sigmas, folded))), first.eps).reciprocal().unbind())
+        grad = torch.is_grad_enabled()
+        regions = [] if torch.compiler.is_compiling() else regions_under_way()
+        for layer, wanted, (u, v, _) in zip(self.layers, written, used, strict=True):
+            layer.normal.shared = _Shared(
+                next(given) if wanted else None, None if wanted else next(scales), u, v, regions, grad
+            )
 
     def end(self, network: nn.Module, args: Any, output: Any) -> None:
         for layer in self.layers:
-            layer.normal.ready = layer.normal.scale = None
+            layer.normal.shared = None
 
 
 def weight_and_scale(module: Any) -> tuple[Tensor, Tensor | None]:
     """For a layer with ``takes_scale``: its weight, and what the products with it still lack, if anything."""
     normal = _parametrization(module, "weight")
-    if normal is None or normal.scale is None or _rounds_scales(normal.scale.dtype):
+    shared = None if normal is None else normal.find_shared()
+    if shared is None or shared.scale is None or _rounds_scales(shared.scale.dtype):
         return module.weight, None
-    return module.parametrizations.weight.original, normal.scale
+    return module.parametrizations.weight.original, shared.scale
 
 
 def _rounds_scales(dtype: torch.dtype) -> bool:

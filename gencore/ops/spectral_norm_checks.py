@@ -1,0 +1,60 @@
+"""What :mod:`gencore.ops.spectral_norm` refuses."""
+
+from __future__ import annotations
+
+from math import inf
+
+from torch import Tensor
+
+from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
+
+
+def validate(
+    where: str, suffix: str, weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float, dim: int
+) -> int:
+    """Refuse what does not fit; ``dim``, not negative."""
+    check_floating(where, f"weight{suffix}", weight)
+    rank = weight.dim()
+    if rank == 0:
+        raise RuntimeError(f"{where}: weight{suffix} must have at least 1 dimension, got a scalar")
+    if not -rank <= dim < rank:
+        raise IndexError(
+            f"{where}: dim must be between {-rank} and {rank - 1} for a weight of {rank} dimensions, got {dim}"
+        )
+    check_settings(where, n_power_iterations, eps)
+    if n_power_iterations < 0:
+        raise ValueError(f"{where}: n_power_iterations must not be negative, got {n_power_iterations}")
+    dim %= rank
+    rows, columns = lengths(weight, dim)
+    dtypes = (weight.dtype, compute_dtype(weight.dtype))
+    for name, vector, length in ("u", u, rows), ("v", v, columns):
+        if (
+            isinstance(vector, Tensor)
+            and vector.dtype in dtypes
+            and vector.device == weight.device
+            and vector.shape == (length,)
+        ):
+            continue  # the checks below, which say what is wrong, cost a network of small layers as much as its kernel
+        name += suffix
+        check_floating(where, name, vector)
+        check_device(where, name, vector, f"weight{suffix}", weight)
+        check_shape(where, name, vector, (length,))
+        raise RuntimeError(
+            f"{where}: {name} must have the dtype of weight{suffix}, {dtypes[0]}, or {dtypes[1]}; got {vector.dtype}"
+        )
+    return dim
+
+
+def check_settings(where: str, n_power_iterations: int, eps: float) -> None:
+    if not eps > 0:
+        raise ValueError(f"{where}: eps must be positive, got {eps}")
+    if eps == inf:
+        raise ValueError(f"{where}: eps must be finite, got {eps}")
+    if not isinstance(n_power_iterations, int):
+        raise TypeError(f"{where}: n_power_iterations must be a whole number, got {n_power_iterations}")
+
+
+def lengths(weight: Tensor, dim: int) -> tuple[int, int]:
+    """Of u and v."""
+    rows = weight.shape[dim]
+    return rows, weight.numel() // rows if rows else weight.shape[:dim].numel() * weight.shape[dim + 1 :].numel()
