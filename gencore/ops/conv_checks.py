@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -81,6 +82,16 @@ def find_transposed_sizes(
     if any(o < 1 for o in out_size):
         raise RuntimeError(f"{name}: the result would have size {tuple(out_size)}; it must be at least 1 everywhere")
     return batched, strides, paddings, dilations, out_size
+
+
+def find_geometry(
+    name: str, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
+) -> tuple[bool, list[int], list[int], list[int], list[int], int, bool]:
+    """Checks either family's positional ``arguments``: what :func:`find_sizes` gives, the groups, and whether it is
+    transposed."""
+    transposed = name.startswith("conv_transpose")
+    find = find_transposed_sizes if transposed else find_sizes
+    return *find(name, input, weight, bias, *arguments), arguments[3], transposed
 
 
 def expand(name: str, argument: str, value: Size, dims: int, least: int) -> list[int]:
