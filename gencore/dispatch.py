@@ -155,19 +155,19 @@ _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def cpu_refusal(x: torch.Tensor) -> Reason:
-    """Why the C++ CPU kernels cannot take ``x``."""
+def cpu_refusal(x: torch.Tensor, *others: torch.Tensor | None) -> Reason:
+    """Why the C++ CPU kernels cannot take ``x``, and beside it the ``others``."""
     if not EXTENSION.loaded:
         return f"the C++ extension is not loaded: {EXTENSION.reason}; {EXTENSION.fix}"
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}, not on the CPU"
     if x.dtype not in _CPU_DTYPES:
         return f"{x.dtype} is not one of float32, float64, bfloat16, float16"
-    return None
+    return _layout_refusal(x, *others)
 
 
-def triton_refusal(x: torch.Tensor) -> Reason:
-    """Why the Triton kernels cannot take ``x``."""
+def triton_refusal(x: torch.Tensor, *others: torch.Tensor | None) -> Reason:
+    """Why the Triton kernels cannot take ``x``, and beside it the ``others``."""
     if not HAVE_TRITON:
         return "Triton is not installed; `pip install 'gencore[triton]'`"
     if x.device.type != "cuda" and not _INTERPRET:
@@ -176,7 +176,13 @@ def triton_refusal(x: torch.Tensor) -> Reason:
         )
     if x.dtype not in _GPU_DTYPES:
         return f"{x.dtype} is not one of float32, bfloat16, float16"
-    return None
+    return _layout_refusal(x, *others)
+
+
+def _layout_refusal(*tensors: torch.Tensor | None) -> Reason:
+    layouts = (x.layout for x in tensors if x is not None)
+    odd = next((layout for layout in layouts if layout != torch.strided), None)
+    return None if odd is None else f"the layout {odd} has no strides"
 
 
 def triton_slower(x: torch.Tensor) -> Reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -360,7 +361,11 @@ def test_infinities_stay_where_they_belong():
         ({"weight": None}, TypeError, "weight must be a Tensor"),
         ({"input": torch.ones(2, 5, 6, 6)}, RuntimeError, "input must have 4 channels"),
         ({"input": torch.ones(5, 4)}, RuntimeError, "input must have 4 dimensions"),
-        ({"input": torch.ones(2, 4, 6, 6, dtype=torch.int64)}, RuntimeError, "floating-point"),
+        (
+            {"input": torch.ones(2, 4, 6, 6, dtype=torch.int64)},
+            RuntimeError,
+            "weight must have input's dtype torch.int64",
+        ),
         ({"weight": torch.ones(4, 4, 3)}, RuntimeError, "weight must have 4 dimensions"),
         ({"weight": torch.ones(4, 4, 3, 3).double()}, RuntimeError, "weight must have input's dtype"),
         ({"weight": torch.ones(4, 4, 3, 3, device="meta")}, RuntimeError, "same device"),
@@ -383,6 +388,69 @@ def test_bad_arguments(name, change, error, message):
     arguments = {"input": torch.ones(2, 4, 6, 6), "weight": torch.ones(4, 4, 3, 3), **change}
     with pytest.raises(error, match=message):
         getattr(G, name)(**arguments)
+
+
+NO_WHOLE_NUMBERS = [
+    (name, argument, value)
+    for name, argument, value in itertools.product(
+        ("conv2d", "conv_transpose2d"),
+        ("stride", "padding", "dilation", "groups", "output_padding"),
+        (True, 2.0, None, "same", "foo", (1, 2.0), torch.tensor(1.5)),
+    )
+    # A convolution has no output_padding, and some words for its padding.
+    if name != "conv2d" or not (argument == "output_padding" or (argument == "padding" and isinstance(value, str)))
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value"), NO_WHOLE_NUMBERS, ids=str)
+def test_whole_numbers_are_asked_for_by_name(name, argument, value):
+    arguments = {"input": torch.ones(2, 4, 6, 6), "weight": torch.ones(4, 4, 3, 3), argument: value}
+    with pytest.raises(TypeError):
+        getattr(F, name)(**arguments)
+    for impl in ("auto", "cpu"):
+        with pytest.raises(TypeError, match=f"{name}: {argument} must be whole numbers, got"):
+            getattr(G, name)(**arguments, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["auto", "cpu"])
+def test_anybodys_whole_numbers(impl):
+    x, weight, bias = make("conv2d", (2, 4, 9, 8), (6, 2, 3, 3))
+    for two in (np.int64(2), torch.tensor(2), (np.int32(2), 2)):
+        options = {"stride": two, "padding": two, "groups": np.int64(2), "dilation": two}
+        torch.testing.assert_close(
+            G.conv2d(x, weight, bias, **options, impl=impl), F.conv2d(x, weight, bias, 2, 2, 2, 2)
+        )
+
+
+def _only_pytorchs():
+    """Calls that PyTorch runs, and kernels do not."""
+    torch.manual_seed(0)
+    for name in NAMES:
+        n = int(name[-2])
+        x, weight = torch.randn(2, 4, *[5] * n), torch.randn(4, 4, *[3] * n)
+        yield name, (x.cfloat(), weight.cfloat())
+        yield name, ((3 * x).long(), (3 * weight).long())
+        yield name, (x.to_mkldnn(), weight)
+        if "transpose" not in name and n > 1:
+            yield name, (x[:, :0], weight[:, :0])
+    x, weight = torch.randn(3, 5), torch.randn(4, 5)
+    yield "linear", (x.cfloat(), weight.cfloat())
+    yield "linear", ((3 * x).long(), (3 * weight).long())
+    yield "linear", (x, weight[0])
+    yield "linear", (x, weight.to_sparse())
+    yield "linear", (x[:, :0], weight[:, :0])
+    for shape in ((), (1,), (1, 4), (3, 4)):
+        yield "linear", (x, weight, torch.randn(shape))
+
+
+@pytest.mark.parametrize("call", list(_only_pytorchs()), ids=lambda call: f"{call[0]} {call[1][0].dtype}")
+def test_auto_leaves_to_pytorch_what_no_kernel_takes(call):
+    name, tensors = call
+    y, wanted = getattr(G, name)(*tensors), getattr(F, name)(*tensors)
+    assert y.layout == wanted.layout
+    torch.testing.assert_close(y.to_dense(), wanted.to_dense())
+    with pytest.raises(UnsupportedImplementation, match="cannot run here"):
+        getattr(G, name)(*tensors, impl="cpu")
 
 
 def test_bad_sizes():
@@ -657,9 +725,9 @@ def test_linear_refuses():
     for arguments, message in (
         ((x, torch.ones(4, 2)), "input must have shape"),
         ((x, weight, torch.ones(3)), "bias must have shape"),
-        ((x.long(), weight), "floating-point"),
+        ((x.long(), weight), "weight must have input's dtype torch.int64"),
         ((x, weight.double()), "weight must have input's dtype"),
-        ((x, torch.ones(3)), "weight must have 2 dimensions"),
+        ((x, torch.ones(1, 4, 3)), "weight must have 2 dimensions"),
     ):
         with pytest.raises(RuntimeError, match=message):
             G.linear(*arguments)

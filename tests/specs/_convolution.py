@@ -150,7 +150,7 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
         return [
             case("channels", r"input must have 4 channels .* got 3", x[:, :3], weight),
             case("dtype", r"weight must have input's dtype torch.float32, got torch.float64", x, weight.double()),
-            case("integers", r"input must have a floating-point dtype, got torch.int64", x.long(), weight),
+            case("integers", r"weight must have input's dtype torch.int64, got torch.float32", x.long(), weight),
             case("bias", r"bias must have shape \(6,\), got \(5,\)", x, weight, torch.ones(5)),
             case("dimensions", rf"input must have {dims + 2} dimensions", x.reshape(*x.shape, *ones, 1), weight),
             case("stride", r"stride must be at least 1, got 0", x, weight, stride=0),
