@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from gencore.extension import EXTENSION, HAVE_TRITON
 
@@ -115,6 +116,8 @@ class Op:
         if impl == "auto":
             impl = _state.impl
         if impl == "auto":
+            if _pytorch_alone() is not None:
+                return "reference"
             for name, candidate in self.implementations.items():
                 if candidate.supports(*args, **kwargs) is None and candidate.slower(*args, **kwargs) is None:
                     return name
@@ -131,7 +134,8 @@ class Op:
         rows = []
         for name, candidate in self.implementations.items():
             refusal = candidate.supports(*args, **kwargs)
-            slower = candidate.slower(*args, **kwargs) if refusal is None else None
+            alone = None if name == "reference" else _pytorch_alone()
+            slower = alone or candidate.slower(*args, **kwargs) if refusal is None else None
             why = (
                 refusal
                 or slower
@@ -153,6 +157,17 @@ _ABSENT = Implementation(lambda *args, **kwargs: "this op has no such implementa
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _pytorch_alone() -> Reason:
+    """Why ``auto`` takes plain PyTorch for any arguments: what is at work here knows PyTorch's own ops alone."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records PyTorch's own ops"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is PyTorch's alone"
+    return None
 
 
 def cpu_refusal(x: torch.Tensor, *others: torch.Tensor | None) -> Reason:
