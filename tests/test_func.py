@@ -1,4 +1,4 @@
-"""``torch.func``: reverse mode at any depth gives ``torch.autograd``'s numbers; forward mode is PyTorch's or refused."""
+"""``torch.func``: reverse mode at any depth gives ``torch.autograd``'s numbers; forward mode is PyTorch's alone."""
 
 from __future__ import annotations
 
