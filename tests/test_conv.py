@@ -120,6 +120,7 @@ def test_matches_float64(name, x, w, arguments, channels_last, dtype):
     check_against_float64(name, tensors[0], tensors[1], bias, **arguments)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @settings(max_examples=100)
 @given(st.data())
 def test_matches_float64_for_any_arguments(data):
@@ -131,23 +132,39 @@ def test_matches_float64_for_any_arguments(data):
     each = lambda least, most: tuple(draw(st.integers(least, most)) for _ in range(dims))  # noqa: E731
     size, kernel, stride, dilation, padding = each(1, 9), each(1, 4), each(1, 3), each(1, 2), each(0, 2)
     arguments = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if not transposed and draw(st.integers(0, 4)) == 0:
+        arguments["padding"] = draw(st.sampled_from(["same", "valid"]))
+        if arguments["padding"] == "same":
+            arguments["stride"] = 1
     if transposed:
         arguments["output_padding"] = tuple(
             draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
         )
     w_shape = (inner * groups, outer, *kernel) if transposed else (outer * groups, inner, *kernel)
     x, weight, _ = make(name, (draw(st.integers(1, 7)), inner * groups, *size), w_shape, bias=False)
+    if draw(st.integers(0, 4)) == 0:
+        x = x[0]
     try:
         getattr(F, name)(x.double(), weight.double(), **arguments)  # float32 lets some empty results pass
     except RuntimeError:
         with pytest.raises(RuntimeError):
             getattr(G, name)(x, weight, **arguments, impl="cpu")
         assume(False)
-    if FORMATS[dims] and draw(st.booleans()):
+    if FORMATS[dims] and x.dim() == dims + 2 and draw(st.booleans()):
         x = x.contiguous(memory_format=FORMATS[dims])
     # Not from the default generator, which stands elsewhere when hypothesis repeats an example.
     bias = make(name, (1,), (1, outer * groups), bias=False)[1][0] if draw(st.booleans()) else None
     check_against_float64(name, x, weight, bias, **arguments)
+    activation = draw(st.sampled_from(["identity", "relu", "leaky_relu", "prelu"]))
+    slopes = make(name, (1,), (1, outer * groups), bias=False)[1][0].sigmoid()
+    tensors = [x, weight, bias, slopes]
+
+    def run(tensors, impl):
+        epilogue = {"activation": activation, "negative_slope": 0.2, "slopes": tensors[3], "impl": impl}
+        return getattr(G, name)(*tensors[:3], **arguments, **epilogue)
+
+    exact = run([None if t is None else t.double() for t in tensors], "reference")
+    assert_as_good(run(tensors, "cpu"), run(tensors, "reference"), exact, activation)
 
 
 def test_transposed_convolution_worked_example():
