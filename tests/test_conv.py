@@ -755,35 +755,45 @@ PYTORCHS_OWN = [n.replace("conv", "nn.Conv").replace("_transpose", "Transpose") 
 
 @pytest.mark.parametrize("name", PYTORCHS_OWN)
 def test_pytorchs_own_samples(name):
-    """The inputs that PyTorch tests its layers with."""
+    """The inputs that PyTorch tests its layers with; results and gradients."""
     from torch.testing._internal.common_modules import module_db
 
     info = next(m for m in module_db if m.name == name)
     count = 0
-    for sample in info.module_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True):
+    for sample in info.module_inputs_func(info, "cpu", torch.float32, requires_grad=True, training=True):
         theirs = info.module_cls(*sample.constructor_input.args, **sample.constructor_input.kwargs)
         layer = getattr(gencore.nn, name.removeprefix("nn."))
         ours = layer(*sample.constructor_input.args, **sample.constructor_input.kwargs, impl="cpu")
         ours.load_state_dict(theirs.state_dict())
         arguments = sample.forward_input
-        wanted = theirs(*arguments.args, **arguments.kwargs)
-        torch.testing.assert_close(ours(*arguments.args, **arguments.kwargs), wanted, rtol=1e-4, atol=1e-5)
+        (x,) = (t for t in (*arguments.args, *arguments.kwargs.values()) if isinstance(t, torch.Tensor))
+        results = []
+        for model in (ours, theirs):
+            y = model(*arguments.args, **arguments.kwargs)
+            grad = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+            results.append([y, *torch.autograd.grad(y, (x, *model.parameters()), grad)])
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
         count += 1
     assert count > 1
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", [*NAMES, "linear"])
 def test_pytorchs_own_op_samples(name, dtype):
-    """The calls that PyTorch tests its functions with, the forbidden ones included."""
+    """The calls that PyTorch tests its functions with, the forbidden ones included; results and gradients."""
     from torch.testing._internal.common_methods_invocations import op_db
 
     info = next(op for op in op_db if op.name == f"nn.functional.{name}")
     count = 0
-    for sample in info.sample_inputs("cpu", dtype, requires_grad=False):
-        ours = getattr(G, name)(sample.input, *sample.args, **sample.kwargs, impl="cpu")
-        theirs = getattr(F, name)(sample.input, *sample.args, **sample.kwargs)
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+        leaves = [t for t in (sample.input, *sample.args, *sample.kwargs.values()) if isinstance(t, torch.Tensor)]
+        results = []
+        for function in (partial(getattr(G, name), impl="cpu"), getattr(F, name)):
+            y = function(sample.input, *sample.args, **sample.kwargs)
+            grad = torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)
+            results.append([y, *torch.autograd.grad(y, leaves, grad)])
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-4)
         count += 1
     assert count > 3
     for case in info.error_inputs("cpu") if info.error_inputs_func else ():
