@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 import torch
 from gencore.kernels import conv as kernels
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from gencore import functional as F
 from gencore import reference
 from tests.accuracy import Comparison, assert_accurate
+from tests.opspec import call, cotangents, leaves, prepare
+from tests.specs import SPECS
 
 CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "3x3": ("conv2d", (2, 5, 7, 6), (9, 5, 3, 3), {"padding": 1, "activation": "leaky_relu"}),
@@ -99,6 +103,22 @@ def test_an_empty_batch_and_foreign_strides() -> None:
     assert F.conv2d(torch.zeros(0, 3, 5, 5), weight, impl="triton").shape == (0, 4, 3, 3)
     x = _draw(2, 3, 9, 16).float().transpose(2, 3)[:, :, ::2]
     torch.testing.assert_close(F.conv2d(x, weight, impl="triton"), torch.nn.functional.conv2d(x, weight))
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv3d", "conv_transpose1d", "conv_transpose3d"])
+@settings(max_examples=3)
+@given(st.data())
+def test_drawn_in_one_and_three_dimensions(name: str, data: st.DataObject) -> None:
+    """The generic tests run in two."""
+    spec = next(s for s in SPECS if s.name == name)
+    sample = data.draw(spec.shapes)
+    results = []
+    for impl in ("triton", "reference"):
+        tensors = prepare(spec, sample, torch.float32)
+        (y,) = call(spec, tensors, sample.options, None, impl)
+        results.append([y, *torch.autograd.grad(y, list(leaves(spec, tensors).values()), cotangents((y,)))])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_views_whose_offsets_need_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
