@@ -317,6 +317,7 @@ def _run(
 def refusal(
     of_kernels: Predicate, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: object, **kwargs: object
 ) -> Reason:
+    """Why ``of_kernels``, the refusal that the ops share, or the weight's shape leaves a call to plain PyTorch."""
     return "the weight is empty" if 0 in weight.shape else of_kernels(input, weight, bias)
 
 
