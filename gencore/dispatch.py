@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from gencore.extension import EXTENSION, HAVE_TRITON
 
@@ -121,6 +122,8 @@ class Op:
         if impl == "auto":
             impl = _state.impl
         if impl == "auto":
+            if _pytorch_alone() is not None:
+                return "reference"
             for name, candidate in self.implementations.items():
                 reason = candidate.supports(*args, **kwargs)
                 if reason is None and candidate.slower(*args, **kwargs) is None:
@@ -140,7 +143,8 @@ class Op:
         rows = []
         for name, candidate in self.implementations.items():
             refusal = candidate.supports(*args, **kwargs)
-            slower = candidate.slower(*args, **kwargs) if refusal is None else None
+            alone = None if name == "reference" else _pytorch_alone()
+            slower = alone or candidate.slower(*args, **kwargs) if refusal is None else None
             why = (
                 refusal
                 or slower
@@ -164,13 +168,24 @@ _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def cpu_refusal(x: torch.Tensor) -> Reason:
-    """Why the C++ CPU kernels cannot take ``x``."""
+def _pytorch_alone() -> Reason:
+    """Why ``auto`` takes plain PyTorch for any arguments: what is at work here knows PyTorch's own ops alone."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records PyTorch's own ops"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is PyTorch's alone"
+    return None
+
+
+def cpu_refusal(x: torch.Tensor, *others: torch.Tensor | None) -> Reason:
+    """Why the C++ CPU kernels cannot take ``x``, and beside it the ``others``."""
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}, not on the CPU"
     if x.dtype not in _CPU_DTYPES:
         return f"{x.dtype} is not one of float32, float64, bfloat16, float16"
-    return None if EXTENSION.loaded else _without_extension()
+    return _layout_refusal(x, *others) if EXTENSION.loaded else _without_extension()
 
 
 def _without_extension() -> str:
@@ -193,8 +208,8 @@ def _warn_of_slowness(reason: str) -> None:
 _warned = False
 
 
-def triton_refusal(x: torch.Tensor) -> Reason:
-    """Why the Triton kernels cannot take ``x``."""
+def triton_refusal(x: torch.Tensor, *others: torch.Tensor | None) -> Reason:
+    """Why the Triton kernels cannot take ``x``, and beside it the ``others``."""
     if not HAVE_TRITON:
         return "Triton is not installed; `pip install 'gencore[triton]'`"
     if x.device.type != "cuda" and not _INTERPRET:
@@ -203,7 +218,13 @@ def triton_refusal(x: torch.Tensor) -> Reason:
         )
     if x.dtype not in _GPU_DTYPES:
         return f"{x.dtype} is not one of float32, bfloat16, float16"
-    return None
+    return _layout_refusal(x, *others)
+
+
+def _layout_refusal(*tensors: torch.Tensor | None) -> Reason:
+    layouts = (x.layout for x in tensors if x is not None)
+    odd = next((layout for layout in layouts if layout != torch.strided), None)
+    return None if odd is None else f"the layout {odd} has no strides"
 
 
 def triton_slower(x: torch.Tensor) -> Reason:

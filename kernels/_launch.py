@@ -19,6 +19,13 @@ INT32_LIMIT = 2**31 - 2**22
 ENOUGH_PROGRAMS = 1024
 
 
+def needs_64_bits(*tensors: Tensor | None) -> bool:
+    """Whether an offset into one of these, of any strides, may not fit 32 bits."""
+    given = [x for x in tensors if x is not None]
+    reach = (sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) for x in given)
+    return max(*reach, *(x.numel() for x in given)) >= INT32_LIMIT
+
+
 def on_device(x: Tensor) -> AbstractContextManager[object]:
     """Launch on the device of ``x``, whatever the current one is."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

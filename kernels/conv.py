@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import ENOUGH_PROGRAMS, INT32_LIMIT, on_device, tuned
+from ._launch import ENOUGH_PROGRAMS, needs_64_bits, on_device, tuned
 from ._math import activate, sigmoid
 
 PRELU, SIGMOID = tl.constexpr(6), tl.constexpr(5)
@@ -79,7 +79,7 @@ def convolution(
             *((0,) * 5 if residual is None else residual.stride()),
             *((0, 0) if scale is None else scale.stride()), *x.shape[2:], x.shape[0], in_channels,
             out_channels, packed.shape[1], *step, *spread, float(negative_slope),
-            ACTIVATION=activation, LONG=max(x.numel(), y.numel()) >= INT32_LIMIT,
+            ACTIVATION=activation, LONG=needs_64_bits(x, packed, residual, scale, y),
         )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def convolution_weight_gradient(
         _weight_gradient[grid](
             dense, gathered, partial, taps.to(dense.device), *dense.stride(), *gathered.stride(), *dense.shape[2:],
             *gathered.shape[2:], pixels, triton.cdiv(pixels, parts), rows, columns, len(taps), *_three(stride, 1),
-            LONG=max(dense.numel(), gathered.numel()) >= INT32_LIMIT,
+            LONG=needs_64_bits(dense, gathered, partial),
         )  # fmt: skip
     return partial.sum(0).view(shape)
 
@@ -216,9 +216,9 @@ def _convolve(
     phase = phases + tl.program_id(1) * 8
     group = tl.program_id(2)
     planes, rows, cols = tl.load(phase + 5), tl.load(phase + 6), tl.load(phase + 7)
-    pixel = tl.program_id(0) // column_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    real = pixel < images * planes * rows * cols
-    image, m_d, m_h, m_w = _coordinates(pixel, planes, rows, cols, LONG)
+    pixel = _wide(tl.program_id(0) // column_tiles, LONG) * BLOCK_M + tl.arange(0, BLOCK_M)
+    real = pixel < _wide(images, LONG) * planes * rows * cols
+    image, m_d, m_h, m_w = _coordinates(pixel, planes, rows, cols)
     out = tl.program_id(0) % column_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for index in range(tl.load(phase), tl.load(phase + 1)):
@@ -229,7 +229,7 @@ def _convolve(
         i_w = m_w * step_w + tl.load(tap + 3)
         inside = real & (i_d >= 0) & (i_d < depth) & (i_h >= 0) & (i_h < height) & (i_w >= 0) & (i_w < width)
         source = image * x_n + i_d * x_d + i_h * x_h + i_w * x_w
-        panel = weight + (group * kernel_taps + number) * in_channels * out_channels
+        panel = weight + _wide(group * kernel_taps + number, LONG) * in_channels * out_channels
         for start in range(0, in_channels, BLOCK_K):
             channel = start + tl.arange(0, BLOCK_K)
             known = channel < in_channels
@@ -278,7 +278,7 @@ def _weight_gradient(
     LONG: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     column_tiles = tl.cdiv(gathered_channels, BLOCK_N)
-    part = tl.program_id(1)
+    part = _wide(tl.program_id(1), LONG)
     group, number = tl.program_id(2) // kernel_taps, tl.program_id(2) % kernel_taps
     shift_d, shift_h, shift_w = (
         tl.load(taps + number * 4 + 1),
@@ -294,7 +294,7 @@ def _weight_gradient(
     for start in range(part * pixels_per_part, end, BLOCK_K):
         pixel = start + tl.arange(0, BLOCK_K)
         real = pixel < end
-        image, q_d, q_h, q_w = _coordinates(pixel, planes, rows, cols, LONG)
+        image, q_d, q_h, q_w = _coordinates(pixel, planes, rows, cols)
         offset = (image * d_n + q_d * d_d + q_h * d_h + q_w * d_w)[None, :] + dense_row
         a = tl.load(x + offset, mask=(row < dense_channels)[:, None] & real[None, :], other=0.0)
         i_d, i_h, i_w = q_d * step_d + shift_d, q_h * step_h + shift_h, q_w * step_w + shift_w
@@ -308,9 +308,8 @@ def _weight_gradient(
 
 
 @triton.jit
-def _coordinates(pixel, planes, rows, cols, LONG: tl.constexpr):
+def _coordinates(pixel, planes, rows, cols):
     """Image, plane, row and column of each pixel, 64-bit where offsets are."""
-    pixel = _wide(pixel, LONG)
     return (
         pixel // cols // rows // planes,
         pixel // cols // rows % planes,

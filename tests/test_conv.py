@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -119,6 +120,7 @@ def test_matches_float64(name, x, w, arguments, channels_last, dtype):
     check_against_float64(name, tensors[0], tensors[1], bias, **arguments)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @settings(max_examples=100)
 @given(st.data())
 def test_matches_float64_for_any_arguments(data):
@@ -130,23 +132,39 @@ def test_matches_float64_for_any_arguments(data):
     each = lambda least, most: tuple(draw(st.integers(least, most)) for _ in range(dims))  # noqa: E731
     size, kernel, stride, dilation, padding = each(1, 9), each(1, 4), each(1, 3), each(1, 2), each(0, 2)
     arguments = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if not transposed and draw(st.integers(0, 4)) == 0:
+        arguments["padding"] = draw(st.sampled_from(["same", "valid"]))
+        if arguments["padding"] == "same":
+            arguments["stride"] = 1
     if transposed:
         arguments["output_padding"] = tuple(
             draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
         )
     w_shape = (inner * groups, outer, *kernel) if transposed else (outer * groups, inner, *kernel)
     x, weight, _ = make(name, (draw(st.integers(1, 7)), inner * groups, *size), w_shape, bias=False)
+    if draw(st.integers(0, 4)) == 0:
+        x = x[0]
     try:
         getattr(F, name)(x.double(), weight.double(), **arguments)  # float32 lets some empty results pass
     except RuntimeError:
         with pytest.raises(RuntimeError):
             getattr(G, name)(x, weight, **arguments, impl="cpu")
         assume(False)
-    if FORMATS[dims] and draw(st.booleans()):
+    if FORMATS[dims] and x.dim() == dims + 2 and draw(st.booleans()):
         x = x.contiguous(memory_format=FORMATS[dims])
     # Not from the default generator, which stands elsewhere when hypothesis repeats an example.
     bias = make(name, (1,), (1, outer * groups), bias=False)[1][0] if draw(st.booleans()) else None
     check_against_float64(name, x, weight, bias, **arguments)
+    activation = draw(st.sampled_from(["identity", "relu", "leaky_relu", "prelu"]))
+    slopes = make(name, (1,), (1, outer * groups), bias=False)[1][0].sigmoid()
+    tensors = [x, weight, bias, slopes]
+
+    def run(tensors, impl):
+        epilogue = {"activation": activation, "negative_slope": 0.2, "slopes": tensors[3], "impl": impl}
+        return getattr(G, name)(*tensors[:3], **arguments, **epilogue)
+
+    exact = run([None if t is None else t.double() for t in tensors], "reference")
+    assert_as_good(run(tensors, "cpu"), run(tensors, "reference"), exact, activation)
 
 
 def test_transposed_convolution_worked_example():
@@ -365,7 +383,11 @@ def test_infinities_stay_where_they_belong():
         ({"weight": None}, TypeError, "weight must be a Tensor"),
         ({"input": torch.ones(2, 5, 6, 6)}, RuntimeError, "input must have 4 channels"),
         ({"input": torch.ones(5, 4)}, RuntimeError, "input must have 4 dimensions"),
-        ({"input": torch.ones(2, 4, 6, 6, dtype=torch.int64)}, RuntimeError, "floating-point"),
+        (
+            {"input": torch.ones(2, 4, 6, 6, dtype=torch.int64)},
+            RuntimeError,
+            "weight must have input's dtype torch.int64",
+        ),
         ({"weight": torch.ones(4, 4, 3)}, RuntimeError, "weight must have 4 dimensions"),
         ({"weight": torch.ones(4, 4, 3, 3).double()}, RuntimeError, "weight must have input's dtype"),
         ({"weight": torch.ones(4, 4, 3, 3, device="meta")}, RuntimeError, "same device"),
@@ -388,6 +410,69 @@ def test_bad_arguments(name, change, error, message):
     arguments = {"input": torch.ones(2, 4, 6, 6), "weight": torch.ones(4, 4, 3, 3), **change}
     with pytest.raises(error, match=message):
         getattr(G, name)(**arguments)
+
+
+NO_WHOLE_NUMBERS = [
+    (name, argument, value)
+    for name, argument, value in itertools.product(
+        ("conv2d", "conv_transpose2d"),
+        ("stride", "padding", "dilation", "groups", "output_padding"),
+        (True, 2.0, None, "same", "foo", (1, 2.0), torch.tensor(1.5)),
+    )
+    # A convolution has no output_padding, and some words for its padding.
+    if name != "conv2d" or not (argument == "output_padding" or (argument == "padding" and isinstance(value, str)))
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value"), NO_WHOLE_NUMBERS, ids=str)
+def test_whole_numbers_are_asked_for_by_name(name, argument, value):
+    arguments = {"input": torch.ones(2, 4, 6, 6), "weight": torch.ones(4, 4, 3, 3), argument: value}
+    with pytest.raises(TypeError):
+        getattr(F, name)(**arguments)
+    for impl in ("auto", "cpu"):
+        with pytest.raises(TypeError, match=f"{name}: {argument} must be whole numbers, got"):
+            getattr(G, name)(**arguments, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["auto", "cpu"])
+def test_anybodys_whole_numbers(impl):
+    x, weight, bias = make("conv2d", (2, 4, 9, 8), (6, 2, 3, 3))
+    for two in (np.int64(2), torch.tensor(2), (np.int32(2), 2)):
+        options = {"stride": two, "padding": two, "groups": np.int64(2), "dilation": two}
+        torch.testing.assert_close(
+            G.conv2d(x, weight, bias, **options, impl=impl), F.conv2d(x, weight, bias, 2, 2, 2, 2)
+        )
+
+
+def _only_pytorchs():
+    """Calls that PyTorch runs, and kernels do not."""
+    torch.manual_seed(0)
+    for name in NAMES:
+        n = int(name[-2])
+        x, weight = torch.randn(2, 4, *[5] * n), torch.randn(4, 4, *[3] * n)
+        yield name, (x.cfloat(), weight.cfloat())
+        yield name, ((3 * x).long(), (3 * weight).long())
+        yield name, (x.to_mkldnn(), weight)
+        if "transpose" not in name and n > 1:
+            yield name, (x[:, :0], weight[:, :0])
+    x, weight = torch.randn(3, 5), torch.randn(4, 5)
+    yield "linear", (x.cfloat(), weight.cfloat())
+    yield "linear", ((3 * x).long(), (3 * weight).long())
+    yield "linear", (x, weight[0])
+    yield "linear", (x, weight.to_sparse())
+    yield "linear", (x[:, :0], weight[:, :0])
+    for shape in ((), (1,), (1, 4), (3, 4)):
+        yield "linear", (x, weight, torch.randn(shape))
+
+
+@pytest.mark.parametrize("call", list(_only_pytorchs()), ids=lambda call: f"{call[0]} {call[1][0].dtype}")
+def test_auto_leaves_to_pytorch_what_no_kernel_takes(call):
+    name, tensors = call
+    y, wanted = getattr(G, name)(*tensors), getattr(F, name)(*tensors)
+    assert y.layout == wanted.layout
+    torch.testing.assert_close(y.to_dense(), wanted.to_dense())
+    with pytest.raises(UnsupportedImplementation, match="cannot run here"):
+        getattr(G, name)(*tensors, impl="cpu")
 
 
 def test_bad_sizes():
@@ -662,9 +747,9 @@ def test_linear_refuses():
     for arguments, message in (
         ((x, torch.ones(4, 2)), "input must have shape"),
         ((x, weight, torch.ones(3)), "bias must have shape"),
-        ((x.long(), weight), "floating-point"),
+        ((x.long(), weight), "weight must have input's dtype torch.int64"),
         ((x, weight.double()), "weight must have input's dtype"),
-        ((x, torch.ones(3)), "weight must have 2 dimensions"),
+        ((x, torch.ones(1, 4, 3)), "weight must have 2 dimensions"),
     ):
         with pytest.raises(RuntimeError, match=message):
             G.linear(*arguments)
@@ -675,35 +760,45 @@ PYTORCHS_OWN = [n.replace("conv", "nn.Conv").replace("_transpose", "Transpose") 
 
 @pytest.mark.parametrize("name", PYTORCHS_OWN)
 def test_pytorchs_own_samples(name):
-    """The inputs that PyTorch tests its layers with."""
+    """The inputs that PyTorch tests its layers with; results and gradients."""
     from torch.testing._internal.common_modules import module_db
 
     info = next(m for m in module_db if m.name == name)
     count = 0
-    for sample in info.module_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True):
+    for sample in info.module_inputs_func(info, "cpu", torch.float32, requires_grad=True, training=True):
         theirs = info.module_cls(*sample.constructor_input.args, **sample.constructor_input.kwargs)
         layer = getattr(gencore.nn, name.removeprefix("nn."))
         ours = layer(*sample.constructor_input.args, **sample.constructor_input.kwargs, impl="cpu")
         ours.load_state_dict(theirs.state_dict())
         arguments = sample.forward_input
-        wanted = theirs(*arguments.args, **arguments.kwargs)
-        torch.testing.assert_close(ours(*arguments.args, **arguments.kwargs), wanted, rtol=1e-4, atol=1e-5)
+        (x,) = (t for t in (*arguments.args, *arguments.kwargs.values()) if isinstance(t, torch.Tensor))
+        results = []
+        for model in (ours, theirs):
+            y = model(*arguments.args, **arguments.kwargs)
+            grad = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+            results.append([y, *torch.autograd.grad(y, (x, *model.parameters()), grad)])
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
         count += 1
     assert count > 1
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", [*NAMES, "linear"])
 def test_pytorchs_own_op_samples(name, dtype):
-    """The calls that PyTorch tests its functions with, the forbidden ones included."""
+    """The calls that PyTorch tests its functions with, the forbidden ones included; results and gradients."""
     from torch.testing._internal.common_methods_invocations import op_db
 
     info = next(op for op in op_db if op.name == f"nn.functional.{name}")
     count = 0
-    for sample in info.sample_inputs("cpu", dtype, requires_grad=False):
-        ours = getattr(G, name)(sample.input, *sample.args, **sample.kwargs, impl="cpu")
-        theirs = getattr(F, name)(sample.input, *sample.args, **sample.kwargs)
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+        leaves = [t for t in (sample.input, *sample.args, *sample.kwargs.values()) if isinstance(t, torch.Tensor)]
+        results = []
+        for function in (partial(getattr(G, name), impl="cpu"), getattr(F, name)):
+            y = function(sample.input, *sample.args, **sample.kwargs)
+            grad = torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)
+            results.append([y, *torch.autograd.grad(y, leaves, grad)])
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-4)
         count += 1
     assert count > 3
     for case in info.error_inputs("cpu") if info.error_inputs_func else ():

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils import prune
 
 import gencore.nn
+from gencore.nn.batchnorm import _BatchNormAct
 from gencore.nn.block import conv_norm_act
 from gencore.ops import conv_moments
 from tests.accuracy import FLOOR, Comparison, assert_accurate
@@ -92,10 +94,22 @@ def test_folded_is_as_near_to_float64_as_pytorch(dtype: torch.dtype, residual: b
     assert error[0] <= 2 * error[1] + 4 * torch.finfo(dtype).eps * (1 if dtype == torch.float64 else 0)
 
 
+def count_norms(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Has an entry for each time that a batch norm of ours runs."""
+    called: list[bool] = []
+    real = _BatchNormAct._normalize
+
+    def counted(*args: Any) -> torch.Tensor:
+        called.append(True)
+        return real(*args)
+
+    monkeypatch.setattr(_BatchNormAct, "_normalize", counted)
+    return called
+
+
 def test_folds_only_where_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, _, x = build("conv2d")
-    called = []
-    ours[1].register_forward_hook(lambda *_: called.append(True))
+    called = count_norms(monkeypatch)
     ours(x)  # training: the statistics of the batch
     ours.eval()
     ours(x)  # gradients are recorded
@@ -107,6 +121,138 @@ def test_folds_only_where_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> No
     with torch.no_grad():
         folded = ours(x)
         torch.testing.assert_close(folded, ours[1](ours[0](x)), rtol=1e-4, atol=1e-5)
+
+
+def _spectral_norm(model: nn.Module) -> None:
+    nn.utils.spectral_norm(model[0])
+    for _ in range(3):
+        model[0](torch.randn(1, 20, 8, 8))
+
+
+WEIGHTS = {
+    "weight_norm": lambda model: nn.utils.weight_norm(model[0]),
+    "spectral_norm": _spectral_norm,
+    "pruned": lambda model: prune.random_unstructured(model[0], "weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_in_evaluation_a_hook_still_makes_the_weight(kind: str) -> None:
+    """Their hook computes the weight before each call, from parameters that a state_dict may just have changed."""
+    ours, theirs, x = build("conv2d")
+    for model in (ours, theirs):
+        WEIGHTS[kind](model)
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(value.shape, generator=generator) if "weight_" in name and "mask" not in name else value
+        for name, value in theirs.state_dict().items()
+    }
+    for model in (ours, theirs):
+        model.load_state_dict(state)
+        model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+class _Doubled(gencore.nn.Conv2d):
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return 2 * super().forward(*args, **kwargs)
+
+
+def _instance_forward(layer: nn.Module) -> Any:
+    real = layer.forward
+    layer.forward = lambda *args: 2 * real(*args)  # type: ignore[assignment]
+
+
+CHANGES = {
+    "subclass": lambda layer: setattr(layer, "__class__", _Doubled),
+    "instance": _instance_forward,
+    "pre_hook": lambda layer: layer.register_forward_pre_hook(lambda _, args: (args[0] * 2,)),
+    "hook": lambda layer: layer.register_forward_hook(lambda _, args, y: 2 * y),
+    "global_hook": lambda layer: nn.modules.module.register_module_forward_hook(
+        lambda module, args, y: 2 * y if module is layer else y
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "place"), [c for c in product(CHANGES, (0, 1)) if c != ("subclass", 1)])
+def test_in_evaluation_what_layers_have_become_is_called(change: str, place: int) -> None:
+    ours, _, x = build("conv2d")
+    ours.eval()
+    handle = CHANGES[change](ours[place])
+    try:
+        with torch.no_grad():
+            y = ours(x)
+            torch.testing.assert_close(y, ours[1](ours[0](x)), rtol=1e-4, atol=1e-5)
+    finally:
+        if change == "global_hook":
+            handle.remove()
+    with torch.no_grad():
+        assert not torch.allclose(y, build("conv2d")[0].eval()(x), rtol=1e-2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("conv", "norm", "shape", "message"),
+    [
+        ("Conv2d", "BatchNorm2d", (4, 8, 8), "expected 4D input"),
+        ("Conv2d", "BatchNorm1d", (2, 4, 8, 8), "expected 2D or 3D input"),
+        ("Conv1d", "BatchNorm1d", (4, 8), "have shape|running_mean"),
+        ("Conv2d", "BatchNorm2d with 7", (2, 4, 8, 8), "must have shape"),
+        ("Conv2d", "BatchNorm2d in float64", (2, 4, 8, 8), "dtype"),
+    ],
+)
+def test_what_the_norm_refuses_is_refused_folded(
+    conv: str, norm: str, shape: tuple[int, ...], message: str, training: bool
+) -> None:
+    channels = 7 if "7" in norm else 5
+    dtype = torch.float64 if "float64" in norm else torch.float32
+    layer = getattr(gencore.nn, norm.split()[0])(channels, activation="relu", dtype=dtype)
+    block = gencore.nn.ConvNormAct(getattr(gencore.nn, conv)(4, 5, 3), layer).train(training)
+    with torch.no_grad(), pytest.raises((RuntimeError, ValueError), match=message):
+        block(torch.randn(shape))
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_folding_rounds_no_statistics(dtype: torch.dtype, impl: str) -> None:
+    """Large running means, which a bias of 16 bits would lose; root mean squares, for one number hangs on chance."""
+    torch.manual_seed(1)
+    ours = gencore.nn.ConvNormAct(
+        gencore.nn.Conv2d(32, 32, 3, impl=impl), gencore.nn.BatchNorm2d(32, activation="relu")
+    ).eval()
+    with torch.no_grad():
+        for tensor, values in (
+            (ours[1].running_mean, torch.randn(32) * 3),
+            (ours[1].running_var, 0.01 + 2 * torch.rand(32)),
+            (ours[1].weight, torch.randn(32)),
+            (ours[1].bias, torch.randn(32)),
+            (ours[0].bias, torch.randn(32) * 3),
+        ):
+            tensor.copy_(values)
+        theirs = nn.Sequential(nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU()).eval()
+        theirs.load_state_dict(ours.state_dict())
+        ours, theirs, x = ours.to(dtype), theirs.to(dtype), torch.randn(2, 32, 16, 16).to(dtype)
+        exact = copy.deepcopy(theirs).double()(x.double())
+        errors = [float((model(x).double() - exact).square().mean().sqrt()) for model in (ours, theirs)]
+    assert errors[0] <= 1.1 * errors[1]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_output_size(training: bool) -> None:
+    ours, theirs, x = build("conv_transpose2d")
+    for size in ((10, 11), (11, 10)):
+        with torch.no_grad():
+            wanted = theirs[2](theirs.train(training)[1](theirs[0](x, size)))
+            torch.testing.assert_close(ours.train(training)(x, output_size=size), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_folded_under_compile() -> None:
+    ours, _, x = build("conv_transpose2d")
+    compiled = torch.compile(ours.eval(), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), ours(x))
 
 
 def test_layers_under_names_of_their_own_and_of_torch() -> None:

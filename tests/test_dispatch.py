@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gencore
@@ -146,3 +147,29 @@ def test_compiled_code_follows_the_block_around_it() -> None:
     function(X)
     assert graphs[:2] == ["cpu", "reference"], "the second block must compile anew, the third must reuse"
     assert len(graphs) <= 3
+
+
+@needs_extension
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_auto_gives_a_tracer_pytorchs_ops() -> None:
+    model = torch.nn.Sequential(
+        gencore.nn.ConvNormAct(gencore.nn.Conv2d(64, 64, 3), gencore.nn.BatchNorm2d(64, activation="relu")),
+        gencore.nn.ConvTranspose2d(64, 3, 4),
+    ).eval()
+    x = torch.randn(8, 64, 32, 32)
+    with torch.no_grad():
+        assert gencore.explain("conv2d", x, model[0][0].weight).chosen == "cpu"
+        traced = torch.jit.trace(model, x)
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-4)
+    assert "gencore::" not in str(traced.inlined_graph)
+
+
+@needs_extension
+def test_auto_says_that_forward_mode_is_pytorchs() -> None:
+    with forward_ad.dual_level():
+        answer = gencore.explain("reparameterize_kl", X, X)
+        assert answer.chosen == "reference"
+        assert "forward-mode" in {name: why for name, _, why in answer.rows}["cpu"]
+        assert gencore.explain("reparameterize_kl", X, X, impl="cpu").chosen == "cpu"
+    assert gencore.explain("reparameterize_kl", X, X).chosen == "cpu"

@@ -1,4 +1,4 @@
-"""``torch.func``: reverse mode at any depth gives ``torch.autograd``'s numbers; forward mode is refused."""
+"""``torch.func``: reverse mode at any depth gives ``torch.autograd``'s numbers; forward mode is PyTorch's alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from tests.opspec import OpSpec, Sample, Target, call, cotangents, leaves, prepare
 
 
-def _loss(spec: OpSpec, target: Target) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+def _loss(spec: OpSpec, target: Target, impl: str = "") -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     sample: Sample = next(
         s for s in spec.samples() if s.smooth and all(x is None or x.numel() > 1 for x in s.tensors.values())
     )
@@ -22,7 +22,7 @@ def _loss(spec: OpSpec, target: Target) -> tuple[Callable[..., Tensor], tuple[Te
     def loss(*values: Tensor) -> Tensor:
         fresh = {n: x if x is None or n in inputs else x.clone() for n, x in tensors.items()}
         fresh.update(zip(inputs, values, strict=True))
-        outputs = call(spec, fresh, sample.options, sample.seed, target.impl)
+        outputs = call(spec, fresh, sample.options, sample.seed, impl or target.impl)
         return sum((out * grad).square().sum() for out, grad in zip(outputs, cotangents(outputs), strict=True))
 
     return loss, tuple(x.detach() for x in inputs.values())
@@ -66,3 +66,17 @@ def test_forward_mode_is_refused(spec: OpSpec, target: Target) -> None:
         torch.func.jvp(loss, inputs, inputs)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
         loss(*(forward_ad.make_dual(x, x) for x in inputs))
+
+
+@pytest.mark.float64_only
+@pytest.mark.native_only
+def test_auto_takes_pytorch_in_forward_mode(spec: OpSpec, target: Target) -> None:
+    loss, inputs = _loss(spec, target, "auto")
+    tangents = tuple(torch.randn_like(x) for x in inputs)
+    _, found = torch.func.jvp(loss, inputs, tangents)
+    grads = torch.func.grad(loss, tuple(range(len(inputs))))(*inputs)
+    wanted = sum((g * t).sum() for g, t in zip(grads, tangents, strict=True))
+    torch.testing.assert_close(found, wanted)
+    with forward_ad.dual_level():
+        y = loss(*(forward_ad.make_dual(x, t) for x, t in zip(inputs, tangents, strict=True)))
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, wanted)

@@ -18,6 +18,10 @@ ISAS = build_record().get("isas", [])
 # kernels know, over drawn shapes, unwritten memory, bits that hang on threads. What comes before a kernel is the same
 # code for all: the copy of other layouts, refusals, autocast, the formulas of second derivatives, compilation.
 TESTS = [f"tests/test_{name}.py" for name in ("parity", "determinism", "poison", "conv_norm_act")]
+TESTS += [
+    f"tests/test_conv.py::{name}"
+    for name in ("test_matches_float64", "test_matches_float64_for_any_arguments", "test_to_few_channels", "test_scale")
+]
 ELSEWHERE = ["permuted", "sliced", "expanded", "refused", "autocast", "second_derivatives", "compile"]
 
 pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension was not built")

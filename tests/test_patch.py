@@ -106,3 +106,14 @@ def test_a_parametrised_layer_keeps_its_parametrisation() -> None:
 def test_an_unknown_implementation() -> None:
     with pytest.raises(ValueError, match="patch: impl must be one of auto, reference, cpu, triton, cuda; got 'gpu'"):
         gencore.patch(Theirs(), impl="gpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bfloat16, torch.float64])
+def test_layers_of_any_dtype_keep_working(dtype: torch.dtype) -> None:
+    for layer, x in (
+        (nn.Conv2d(4, 4, 3, dtype=dtype), torch.randn(1, 4, 5, 5, dtype=dtype)),
+        (nn.ConvTranspose1d(4, 4, 3, dtype=dtype), torch.randn(1, 4, 5, dtype=dtype)),
+        (nn.Linear(4, 4, dtype=dtype), torch.randn(1, 4, dtype=dtype)),
+    ):
+        wanted = layer(x)
+        torch.testing.assert_close(gencore.patch(layer)(x), wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from gencore.nn.batchnorm import _BatchNormAct
 from gencore.nn.conv import _Conv, _ConvTranspose
 from gencore.ops._checks import compute_dtype
+from gencore.ops.conv_affine import conv_affine
 from gencore.ops.conv_moments import conv_moments
 
 
@@ -33,39 +35,89 @@ class ConvNormAct(nn.Sequential):
     def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
         super().__init__(conv, norm)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``activation(norm(conv(input)) + residual)``."""
-        return conv_norm_act(self[0], self[1], input, residual)
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, output_size: Sequence[int] | None = None
+    ) -> Tensor:
+        """``activation(norm(conv(input)) + residual)``; ``output_size`` is a transposed convolution's."""
+        return conv_norm_act(self[0], self[1], input, residual, output_size)
 
 
-def conv_norm_act(conv: Any, norm: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+def conv_norm_act(
+    conv: Any,
+    norm: Any,
+    input: Tensor,
+    residual: Tensor | None = None,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
     """``norm(conv(input))`` for layers that stand in a module of their own; folded where :class:`ConvNormAct` folds.
 
     Layers of ``torch.nn`` are called one after the other.
     """
+    size = {} if output_size is None else {"output_size": output_size}
     if _gathers(conv, norm):
-        y, moments = conv_moments(
-            conv._function.__name__, *conv._arguments(input, conv.weight, conv.bias), impl=conv.impl
-        )
+        arguments = conv._arguments(input, conv.weight, conv.bias, **size)
+        y, moments = conv_moments(conv._function.__name__, *arguments, impl=conv.impl)
         return norm._normalize(y, residual, moments)
-    if not _folds(conv, norm):
-        y = conv(input)
-        return norm(y) if residual is None else norm(y, residual)
+    folded = _fold(conv, norm, input, residual, size) if _folds(conv, norm, input) else None
+    if folded is not None:
+        return folded
+    y = conv(input, **size)
+    return norm(y) if residual is None else norm(y, residual)
+
+
+def _fold(conv: Any, norm: Any, input: Tensor, residual: Tensor | None, size: dict[str, Any]) -> Tensor | None:
+    """One pass; None where rounding the statistics to 16 bits would be its price."""
+    norm._check_input_dim(input)
     dtype = compute_dtype(input.dtype)
-    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt_()
-    scale = scale if norm.weight is None else scale.mul_(norm.weight)
-    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias.to(dtype), mean.to(dtype), scale, value=-1)
-    shift, scale = shift.to(input.dtype), scale.to(input.dtype)
-    epilogue = {"activation": norm.activation or "identity", "negative_slope": norm.negative_slope, "impl": conv.impl}
-    return conv._run(input, shift, scale=scale, residual=residual, **epilogue)
+    inverse = (norm.running_var.to(dtype) + norm.eps).rsqrt_()
+    inverse = inverse if norm.weight is None else inverse.mul_(norm.weight)
+    mean = norm.running_mean.to(dtype)
+    mean = mean if conv.bias is None else mean - conv.bias
+    shift = -mean * inverse if norm.bias is None else torch.addcmul(norm.bias.to(dtype), mean, inverse, value=-1)
+    weight, scale = conv._weighted({"scale": inverse})
+    input, weight, _, *geometry = conv._arguments(input, weight, None, **size)
+    return conv_affine(
+        conv._function.__name__,
+        input,
+        weight,
+        *geometry,
+        **scale,
+        shift=shift,
+        residual=residual,
+        activation=norm.activation or "identity",
+        negative_slope=norm.negative_slope,
+        impl=conv.impl,
+    )
 
 
 def _gathers(conv: Any, norm: Any) -> bool:
-    """Training, by layers that are what they seem: whoever watches their calls must see the tensor in between."""
+    return bool(_fits(conv, norm) and (norm.training or norm.running_mean is None))
+
+
+def _folds(conv: Any, norm: Any, input: Any) -> bool:
+    """On a GPU the convolution is PyTorch's, and the batch norm's one pass is the better one. What does not fit is left
+    to the layers, which refuse it."""
     return bool(
         _fits(conv, norm)
-        and (norm.training or norm.running_mean is None)
+        and not norm.training
+        and norm.running_mean is not None
+        and not torch.is_grad_enabled()
+        and norm.running_mean.device.type == "cpu"
+        and isinstance(input, Tensor)
+        and input.dim() == conv.dims + 2
+        and norm.running_mean.numel() == conv.out_channels
+        and norm.running_mean.dtype in (input.dtype, compute_dtype(input.dtype))
+    )
+
+
+def _fits(conv: Any, norm: Any) -> bool:
+    """Layers that are what they seem: whoever watches their calls must see the tensor in between, and a hook may be
+    what makes the weight. In groups, PyTorch's convolution is the faster one."""
+    return bool(
+        isinstance(conv, _Conv | _ConvTranspose)
+        and isinstance(norm, _BatchNormAct)
+        and conv.activation in (None, "identity")
+        and conv.groups == 1
         and type(conv).forward in (_Conv.forward, _ConvTranspose.forward)
         and type(norm).forward is _BatchNormAct.forward
         and not (_is_watched(conv) or _is_watched(norm) or _has_any_global_hook())
@@ -76,24 +128,3 @@ def _is_watched(layer: nn.Module) -> bool:
     """Whether it has hooks, or a ``forward`` of its own."""
     hooks = layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks
     return any(hooks) or "forward" in vars(layer)
-
-
-def _folds(conv: Any, norm: Any) -> bool:
-    """On a GPU the convolution is PyTorch's, and the batch norm's one pass is the better one."""
-    return bool(
-        _fits(conv, norm)
-        and not norm.training
-        and norm.running_mean is not None
-        and not torch.is_grad_enabled()
-        and norm.running_mean.device.type == "cpu"
-    )
-
-
-def _fits(conv: Any, norm: Any) -> bool:
-    """In groups, PyTorch's convolution is the faster one."""
-    return bool(
-        isinstance(conv, _Conv | _ConvTranspose)
-        and isinstance(norm, _BatchNormAct)
-        and conv.activation in (None, "identity")
-        and conv.groups == 1
-    )

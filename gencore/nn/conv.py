@@ -67,11 +67,8 @@ class _Conv(_Fused):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """``activation(conv(input) + bias + residual)``."""
-        return self._run(input, self.bias, residual=residual, **self._epilogue())
-
-    def _run(self, input: Tensor, bias: Tensor | None, **epilogue: Any) -> Tensor:
-        weight, epilogue = self._weighted(epilogue)
-        return self._function(*self._arguments(input, weight, bias), **epilogue)
+        weight, epilogue = self._weighted(self._epilogue())
+        return self._function(*self._arguments(input, weight, self.bias), residual=residual, **epilogue)
 
     @property
     def _function(self) -> Callable[..., Tensor]:
@@ -121,13 +118,8 @@ class _ConvTranspose(_Fused):
         self, input: Tensor, output_size: Sequence[int] | None = None, residual: Tensor | None = None
     ) -> Tensor:
         """``activation(conv_transpose(input) + bias + residual)``, of ``output_size`` where that is given."""
-        return self._run(input, self.bias, output_size, residual=residual, **self._epilogue())
-
-    def _run(
-        self, input: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None, **epilogue: Any
-    ) -> Tensor:
-        weight, epilogue = self._weighted(epilogue)
-        return self._function(*self._arguments(input, weight, bias, output_size), **epilogue)
+        weight, epilogue = self._weighted(self._epilogue())
+        return self._function(*self._arguments(input, weight, self.bias, output_size), residual=residual, **epilogue)
 
     @property
     def _function(self) -> Callable[..., Tensor]:

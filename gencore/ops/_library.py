@@ -136,7 +136,7 @@ def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
     if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
         raise NotImplementedError(
             f"gencore::{name}: forward-mode differentiation is not offered, and an argument has a tangent; "
-            "use reverse mode, or impl='reference'"
+            "use reverse mode, or impl='auto' or 'reference'"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
+from gencore.dispatch import Implementation, Op, Predicate, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._autocast import autocast
 from gencore.ops._layout import is_channels_last
-from gencore.ops.conv_checks import Size, check_epilogue, expand, find_sizes, find_transposed_sizes
+from gencore.ops.conv_checks import Size, as_int, check_epilogue, expand, find_sizes, find_transposed_sizes
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
 from gencore.processor import MKL_RUNS_AT_FULL_SPEED
 from gencore.reference.activation import activate
@@ -66,7 +67,8 @@ def conv2d(
     result is the same. Under ``torch.autocast`` every tensor is taken in the dtype of autocast.
 
     Args:
-        input: ``[N, C, H, W]`` (or ``[C, H, W]``); float32, float64, bfloat16 or float16, any strides.
+        input: ``[N, C, H, W]`` (or ``[C, H, W]``); float32, float64, bfloat16 or float16, any strides. ``"auto"`` and
+            ``"reference"`` take whatever PyTorch does: integers, complex numbers.
         weight: ``[O, C / groups, K, L]``, dtype and device of ``input``. On the CPU its packed form is kept for the
             next call (at most twice its size; five times, to four channels or fewer) as long as the tensor lives.
         bias: ``[O]`` or None.
@@ -86,7 +88,7 @@ def conv2d(
         ``input`` or ``weight`` is, contiguous otherwise.
 
     Raises:
-        TypeError: an argument is not a tensor.
+        TypeError: an argument is not a tensor, or not a whole number.
         RuntimeError: shapes, dtypes, devices or sizes do not fit, as in PyTorch.
         ValueError: the activation is unknown, or ``slopes`` is missing for ``prelu``.
     """
@@ -225,6 +227,7 @@ def _convolution(
     impl: str,
 ) -> Tensor:
     input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
+    groups = as_int(name, "groups", groups)
     geometry = (stride, padding, dilation, groups)
     batched, strides, paddings, dilations, out_size = find_sizes(name, input, weight, bias, *geometry)
     check_epilogue(name, input, weight.shape[0], out_size, scale, residual, activation, slopes)
@@ -255,6 +258,7 @@ def _transposed(
     impl: str,
 ) -> Tensor:
     input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
+    groups = as_int(name, "groups", groups)
     geometry = (stride, padding, output_padding, groups, dilation)
     batched, strides, paddings, dilations, out_size = find_transposed_sizes(name, input, weight, bias, *geometry)
     check_epilogue(name, input, weight.shape[1] * groups, out_size, scale, residual, activation, slopes)
@@ -310,8 +314,11 @@ def _run(
 # --- implementations -------------------------------------------------------------------------------------------------
 
 
-def _cpu_refusal(input: Tensor, *args: object, **kwargs: object) -> Reason:
-    return cpu_refusal(input)
+def refusal(
+    of_kernels: Predicate, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: object, **kwargs: object
+) -> Reason:
+    """Why ``of_kernels``, the refusal that the ops share, or the weight's shape leaves a call to plain PyTorch."""
+    return "the weight is empty" if 0 in weight.shape else of_kernels(input, weight, bias)
 
 
 # Where PyTorch was measured to be faster, in the same memory format, on two cores with AVX-512 (docs/ops/conv.md).
@@ -379,17 +386,15 @@ def _cpu_slower_transposed(input: Tensor, weight: Tensor, *args: Any, **kwargs: 
     return None
 
 
-def _triton_refusal(input: Tensor, *args: object, **kwargs: object) -> Reason:
-    return triton_refusal(input)
-
-
-def _triton_slower(input: Tensor, *args: object, **kwargs: object) -> Reason:
+def triton_is_slower(input: Tensor, *args: object, **kwargs: object) -> Reason:
     return triton_slower(input) or "no measurement has shown it to be faster than cuDNN on this GPU"
 
 
-TRITON = Implementation(_triton_refusal, _triton_slower)
+TRITON = Implementation(partial(refusal, triton_refusal), triton_is_slower)
 OPS = {
-    f"{kind}{dims}d": Op(f"{kind}{dims}d", {"triton": TRITON, "cpu": Implementation(_cpu_refusal, slower)})
+    f"{kind}{dims}d": Op(
+        f"{kind}{dims}d", {"triton": TRITON, "cpu": Implementation(partial(refusal, cpu_refusal), slower)}
+    )
     for kind, slower in (("conv", _cpu_slower), ("conv_transpose", _cpu_slower_transposed))
     for dims in (1, 2, 3)
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gencore.ops._activation import CONV_ACTIVATIONS
-from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
+from gencore.ops._checks import check_device, check_shape, check_tensor
 from gencore.ops.conv_core import output_channels
 
 Size = int | Sequence[int]
@@ -83,9 +86,20 @@ def find_transposed_sizes(
     return batched, strides, paddings, dilations, out_size
 
 
+def find_geometry(
+    name: str, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
+) -> tuple[bool, list[int], list[int], list[int], list[int], int, bool]:
+    """Checks either family's positional ``arguments``: what :func:`find_sizes` gives, the groups, and whether it is
+    transposed."""
+    transposed = name.startswith("conv_transpose")
+    find = find_transposed_sizes if transposed else find_sizes
+    return *find(name, input, weight, bias, *arguments), arguments[3], transposed
+
+
 def expand(name: str, argument: str, value: Size, dims: int, least: int) -> list[int]:
     """``value`` as one number for each dimension, each at least ``least``."""
-    numbers = [value] * dims if isinstance(value, int) else list(value)
+    many = isinstance(value, Sequence) and not isinstance(value, str)
+    numbers = [as_int(name, argument, v) for v in (value if many else [value])]  # type: ignore[union-attr]
     if len(numbers) == 1:
         numbers = numbers * dims
     if len(numbers) != dims:
@@ -95,11 +109,23 @@ def expand(name: str, argument: str, value: Size, dims: int, least: int) -> list
     return numbers
 
 
+def as_int(name: str, argument: str, value: Any) -> int:
+    """Takes what PyTorch takes for a whole number: also NumPy's, and tensors of one; but neither a bool nor a float."""
+    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {argument} must be whole numbers, got {value!r}") from None
+
+
 def check_tensors(
     name: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool
 ) -> bool:
     """Checks dtypes, devices and channels; whether the input has a batch dimension."""
-    check_floating(name, "input", input)
+    check_tensor(name, "input", input)
     check_tensor(name, "weight", weight)
     check_device(name, "weight", weight, "input", input)
     check_dtype(name, "weight", weight, input)
@@ -117,7 +143,7 @@ def check_tensors(
             f"{name}: weight's first dimension must be divisible by groups, got shape {tuple(weight.shape)} and groups "
             f"{groups}"
         )
-    if any(size < 1 for size in weight.shape):
+    if any(size < 1 for i, size in enumerate(weight.shape) if transposed or i != 1):
         raise RuntimeError(f"{name}: weight must not be empty, got shape {tuple(weight.shape)}")
     channels = input.shape[-dims - 1]
     wanted = weight.shape[0] if transposed else weight.shape[1] * groups

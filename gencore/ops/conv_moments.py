@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gencore.ops import conv, conv_checks
+from gencore.ops import conv
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import compute_dtype
 from gencore.ops._library import define
 from gencore.ops.batch_norm_act import FEW_ELEMENTS
+from gencore.ops.conv_checks import find_geometry
 from gencore.ops.conv_core import (
     convolution_cpu,
     differentiate_convolution,
@@ -50,10 +51,7 @@ def conv_moments(
     if isinstance(input, Tensor) and input.dim() == weight.dim() and input.dtype in _DTYPES:
         impl = conv.OPS[name].select(impl, input, weight, bias, *geometry)
         if impl == "cpu":
-            transposed = name.startswith("conv_transpose")
-            find_sizes = conv_checks.find_transposed_sizes if transposed else conv_checks.find_sizes
-            _, *sizes = find_sizes(name, input, weight, bias, *geometry)
-            groups = geometry[3]  # of either family's
+            _, *sizes, groups, transposed = find_geometry(name, input, weight, bias, *geometry)
             if _pays(input, weight, output_channels(weight, groups, transposed), sizes[-1]):
                 y, mean, var = MOMENTS(input, weight, bias, *sizes, groups, transposed, impl)
                 return y, (mean, var)

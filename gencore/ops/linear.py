@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, Reason, cpu_refusal
+from gencore.dispatch import Implementation, Op, Predicate, Reason, cpu_refusal, triton_refusal
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._autocast import autocast
-from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor
-from gencore.ops.conv import TRITON
+from gencore.ops._checks import check_device, check_shape, check_tensor
+from gencore.ops.conv import refusal, triton_is_slower
 from gencore.ops.conv_checks import check_dtype
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
 from gencore.processor import MKL_RUNS_AT_FULL_SPEED
@@ -34,7 +38,8 @@ def linear(
     second op.
 
     Args:
-        input: ``[..., I]``; float32, float64, bfloat16 or float16.
+        input: ``[..., I]``; float32, float64, bfloat16 or float16. ``"auto"`` and ``"reference"`` take whatever PyTorch
+            does: integers, complex numbers, a weight ``[I]``, a bias that expands to the result.
         weight: ``[O, I]``, dtype and device of ``input``.
         bias: ``[O]`` or None.
         scale: multiplies the products, ``[O]`` or one number: the 1 / sigma of spectral normalisation.
@@ -67,22 +72,23 @@ def linear(
 
 
 def _validate(input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, activation: str) -> None:
-    check_floating("linear", "input", input)
+    check_tensor("linear", "input", input)
     check_tensor("linear", "weight", weight)
     check_device("linear", "weight", weight, "input", input)
     check_dtype("linear", "weight", weight, input)
-    if weight.dim() != 2:
+    if weight.dim() != 2 and (weight.dim() != 1 or scale is not None):
         raise RuntimeError(f"linear: weight must have 2 dimensions, got shape {tuple(weight.shape)}")
-    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
+    if input.dim() < 1 or input.shape[-1] != weight.shape[-1]:
         raise RuntimeError(
-            f"linear: input must have shape [..., {weight.shape[1]}] for a weight of shape {tuple(weight.shape)}, got "
+            f"linear: input must have shape [..., {weight.shape[-1]}] for a weight of shape {tuple(weight.shape)}, got "
             f"{tuple(input.shape)}"
         )
     if bias is not None:
         check_tensor("linear", "bias", bias)
         check_device("linear", "bias", bias, "input", input)
         check_dtype("linear", "bias", bias, input)
-        check_shape("linear", "bias", bias, (weight.shape[0],))
+        if not _spreads(bias.shape, (*input.shape[:-1], *weight.shape[:-1])):
+            check_shape("linear", "bias", bias, weight.shape[:-1])
     if scale is not None:
         check_tensor("linear", "scale", scale)
         check_device("linear", "scale", scale, "input", input)
@@ -94,10 +100,18 @@ def _validate(input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor 
         raise ValueError(f"linear: activation must be one of {known}; got {activation!r}")
 
 
-def _cpu_refusal(input: Tensor, weight: Tensor, *args: object, **kwargs: object) -> Reason:
-    if weight.dim() == 2 and 0 in weight.shape:
-        return "the weight is empty"
-    return cpu_refusal(input)
+def _spreads(shape: Sequence[int], over: Sequence[int]) -> bool:
+    """Whether a tensor of ``shape`` can be expanded to the other one."""
+    tail = over[len(over) - len(shape) :]
+    return len(shape) <= len(over) and all(a in (1, b) for a, b in zip(shape, tail, strict=True))
+
+
+def _refusal(of_kernels: Predicate, input: Tensor, weight: Tensor, bias: Tensor | None = None, **kwargs: Any) -> Reason:
+    if weight.dim() != 2:
+        return "the weight has one dimension"
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return f"bias has shape {tuple(bias.shape)}, not {tuple(weight.shape[:1])}"
+    return refusal(of_kernels, input, weight, bias)
 
 
 # A call of ours takes some 50 us more than PyTorch's: from here on the product makes up for it.
@@ -115,4 +129,10 @@ def _cpu_slower(input: Tensor, weight: Tensor, *args: object, **kwargs: object) 
     return None
 
 
-OP = Op("linear", {"triton": TRITON, "cpu": Implementation(_cpu_refusal, _cpu_slower)})
+OP = Op(
+    "linear",
+    {
+        "triton": Implementation(partial(_refusal, triton_refusal), triton_is_slower),
+        "cpu": Implementation(partial(_refusal, cpu_refusal), _cpu_slower),
+    },
+)

@@ -73,7 +73,10 @@ def conv_epilogue(
     ones = [1] * dims
     y = sums if scale is None else sums * scale.reshape(*scale.shape, *ones)
     y = y if bias is None else y + bias.reshape(-1, *ones)
-    return activate(y if residual is None else y + residual, activation, negative_slope, slopes)
+    y = y if residual is None else y + residual
+    if y.dim() == dims + 1:  # without a batch; PReLU's channels are the second dimension
+        return activate(y.unsqueeze(0), activation, negative_slope, slopes).squeeze(0)
+    return activate(y, activation, negative_slope, slopes)
 
 
 def scale_weight(weight: Tensor, scale: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:

@@ -23,13 +23,14 @@ def power_iteration(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sigma, u and v."""
     matrix = as_matrix(weight.to(u.dtype), dim)
+    fixed = matrix.detach()  # forward mode does not heed no_grad
     with torch.no_grad():
         for _ in range(n_power_iterations):
             for turn in "vu" if v_first else "uv":
                 if turn == "u":
-                    u = _unit(matrix @ v, u, eps)
+                    u = _unit(fixed @ v, u, eps)
                 else:
-                    v = _unit(matrix.T @ u, v, eps)
+                    v = _unit(fixed.T @ u, v, eps)
     return u @ (matrix @ v), u, v
 
 

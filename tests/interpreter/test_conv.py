@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from gencore.kernels import conv as kernels
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from gencore import functional as F
 from gencore import reference
 from tests.accuracy import Comparison, assert_accurate
+from tests.opspec import call, cotangents, leaves, prepare
+from tests.specs import SPECS
 
 CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "3x3": ("conv2d", (2, 5, 7, 6), (9, 5, 3, 3), {"padding": 1, "activation": "leaky_relu"}),
@@ -98,3 +103,63 @@ def test_an_empty_batch_and_foreign_strides() -> None:
     assert F.conv2d(torch.zeros(0, 3, 5, 5), weight, impl="triton").shape == (0, 4, 3, 3)
     x = _draw(2, 3, 9, 16).float().transpose(2, 3)[:, :, ::2]
     torch.testing.assert_close(F.conv2d(x, weight, impl="triton"), torch.nn.functional.conv2d(x, weight))
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv3d", "conv_transpose1d", "conv_transpose3d"])
+@settings(max_examples=3)
+@given(st.data())
+def test_drawn_in_one_and_three_dimensions(name: str, data: st.DataObject) -> None:
+    """The generic tests run in two."""
+    spec = next(s for s in SPECS if s.name == name)
+    sample = data.draw(spec.shapes)
+    results = []
+    for impl in ("triton", "reference"):
+        tensors = prepare(spec, sample, torch.float32)
+        (y,) = call(spec, tensors, sample.options, None, impl)
+        results.append([y, *torch.autograd.grad(y, list(leaves(spec, tensors).values()), cotangents((y,)))])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_views_whose_offsets_need_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few elements, far apart: of the input, the residual and both operands of a weight gradient.
+
+    What the launches say is enough to know: the check of memory keeps a record of every byte between the first element
+    and the last.
+    """
+    wide: list[bool] = []
+
+    class Launched:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args, LONG, **kwargs: wide.append(LONG)
+
+    monkeypatch.setattr(kernels, "_convolve", Launched())
+    monkeypatch.setattr(kernels, "_weight_gradient", Launched())
+
+    def spread(*shape: int) -> Tensor:
+        base = torch.empty(2, shape[1], 24_000, 24_000, dtype=torch.float16)  # what is not written takes no memory
+        view = base[:, :, :: 24_000 // shape[2], :: 24_000 // shape[3]]
+        assert sum((n - 1) * stride for n, stride in zip(view.shape, view.stride(), strict=True)) > 2**31
+        return view
+
+    x, weight, residual = spread(2, 3, 5, 4), _draw(3, 3, 3, 3).half(), spread(2, 3, 3, 2)
+    near = [torch.zeros(t.shape, dtype=t.dtype) for t in (x, residual)]
+    for image, other in ((x, near[1]), (near[0], residual), (near[0], near[1])):
+        F.conv2d(image, weight, residual=other, impl="triton")
+    assert wide == [True, True, False]
+    wide.clear()
+    geometry = ([3, 3], [1, 1], [0, 0], [1, 1], 1, "triton")
+    for dense, gathered in ((residual, near[0]), (near[1], x), (near[1], near[0])):
+        torch.ops.gencore.convolution_weight_gradient(dense, gathered, *geometry)
+    assert wide == [True, True, False]
+
+
+def test_wide_offsets_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = (_draw(*s).float().requires_grad_() for s in ((2, 4, 5, 3), (4, 6, 3, 3), (6,)))
+    runs = []
+    for wide in (False, True):
+        monkeypatch.setattr(kernels, "needs_64_bits", lambda *tensors, wide=wide: wide)
+        y = F.conv_transpose2d(x, weight, bias, 2, residual=torch.ones(2, 6, 11, 7), activation="tanh", impl="triton")
+        runs.append([y, *torch.autograd.grad(y.square().sum(), (x, weight, bias))])
+    for ours, wider in zip(*runs, strict=True):
+        assert torch.equal(ours, wider)

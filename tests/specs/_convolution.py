@@ -150,7 +150,7 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
         return [
             case("channels", r"input must have 4 channels .* got 3", x[:, :3], weight),
             case("dtype", r"weight must have input's dtype torch.float32, got torch.float64", x, weight.double()),
-            case("integers", r"input must have a floating-point dtype, got torch.int64", x.long(), weight),
+            case("integers", r"weight must have input's dtype torch.int64, got torch.float32", x.long(), weight),
             case("bias", r"bias must have shape \(6,\), got \(5,\)", x, weight, torch.ones(5)),
             case("dimensions", rf"input must have {dims + 2} dimensions", x.reshape(*x.shape, *ones, 1), weight),
             case("stride", r"stride must be at least 1, got 0", x, weight, stride=0),
@@ -159,6 +159,31 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
             case("not_a_tensor", r"input must be a Tensor, got list", [1.0], weight),
             *sizes,
         ]
+
+    def large(device: str, impl: str) -> None:
+        """Images of 2^31 elements and some, zero but for the far corner: the input or the result, and its gradient.
+        Taps do not overlap, so that the corner can be computed by itself."""
+        few = int(2 ** (26 / dims) / 4) + 1
+        wide, narrow = (2, 16, *[4 * few + 3] * dims), (2, 3, *[few + 1] * dims)
+        corner = lambda t: t[(..., *[slice(-39 if t.shape[1] == 16 else -10, None)] * dims)]  # noqa: E731
+        weight = torch.randn(3, 16, *[3] * dims, device=device).bfloat16().requires_grad_()
+        images = []
+        for shape in (narrow, wide) if transposed else (wide, narrow):
+            image = torch.zeros(*shape, dtype=torch.bfloat16, device=device)
+            if transposed:  # the one family in channels_last, the other contiguous
+                image = image.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+            corner(image).copy_(torch.randn(corner(image).shape))
+            images.append(image)
+        x, grad = images
+        assert max(x.numel(), grad.numel()) > 2**31
+        y = function(x.requires_grad_(), weight, stride=4, impl=impl)
+        assert y.count_nonzero() == corner(y).count_nonzero()
+        found = (corner(y), *torch.autograd.grad(y, (x, weight), grad))
+        near = [corner(x).float().detach().requires_grad_(), weight.float().detach().requires_grad_()]
+        exact = torchs(*near, stride=4)
+        wanted = (exact, *torch.autograd.grad(exact, near, corner(grad).float()))
+        for ours, right in zip((found[0], corner(found[1]), found[2]), wanted, strict=True):
+            torch.testing.assert_close(ours.float(), right, rtol=1e-2, atol=1e-1)
 
     return OpSpec(
         function=function,
@@ -169,6 +194,8 @@ def convolution_spec(function: Callable[..., Tensor]) -> OpSpec:
         layout=("input", "residual"),
         outputs_like=(),
         errors=errors,
+        large=large if dims == 2 else None,  # one engine, minutes
+        large_bytes=15 << 30,
         interpreted=dims == 2,
         autocast=True,
         same_bits_at_any_thread_count=False,  # the bias gradient is PyTorch's sum
