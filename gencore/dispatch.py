@@ -232,11 +232,6 @@ def triton_slower(x: torch.Tensor) -> Reason:
     return None if x.device.type == "cuda" else "interpreted, thousands of times slower"
 
 
-def is_named(impl: str) -> bool:
-    """Whether this ``impl``, or else :func:`backend`, names an implementation; otherwise ``auto`` chooses."""
-    return impl != "auto" or _state.impl != "auto"
-
-
 # --- state -----------------------------------------------------------------------------------------------------------
 
 

@@ -90,14 +90,14 @@ def convolution_cpu(
         scale = scale.to(compute).expand(channels if scale.dim() < 2 else scale.shape).contiguous()
     tensors = (scale, None if bias is None else bias.to(compute).contiguous(), residual, slopes)
     geometry = (groups, weight.shape[2:], stride, padding, dilation, transposed)
-    rest = (CONV_ACTIVATIONS[activation], negative_slope)
+    kind = CONV_ACTIVATIONS[activation]
     winograd = not moments and by_winograd(x, weight, stride, padding, dilation, out_size, groups)
     x, forward = workable(x), torch.ops.gencore_c.conv_forward
     with Packed(weight, groups, not transposed, winograd) as packed:
-        right = forward(x, packed, *tensors, *geometry, *rest, winograd, y, *moments)
+        right = forward(x, packed, *tensors, *geometry, kind, negative_slope, winograd, y, *moments)
     if not right:  # an input is not finite, and reached outputs that it has no part in
         with Packed(weight, groups, not transposed, False) as packed:
-            forward(x, packed, *tensors, *geometry, *rest, False, y)
+            forward(x, packed, *tensors, *geometry, kind, negative_slope, False, y)
     return y
 
 

@@ -1,5 +1,6 @@
-"""Which convolutions the CPU does by minimal filtering (``csrc/cpu/conv_winograd.h``): 3x3 at a stride of 1, and 4x4 at a
-stride of 2 with a padding of 1.
+"""Which convolutions the CPU does by minimal filtering (``csrc/cpu/conv_winograd.h``).
+
+3x3 at a stride of 1, and 4x4 at a stride of 2 with a padding of 1.
 
 The rounding error is that of direct sums, so nothing but the shape decides. The limits were measured beside the direct
 sums on two cores with AVX-512.
