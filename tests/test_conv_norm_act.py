@@ -427,8 +427,8 @@ def test_moments_refuse_what_they_cannot_take() -> None:
         conv_moments.MOMENTS(*(t.half() for t in call[:3]), *call[3:])
     x, weight, bias = call[:3]
     raw = torch.ops.gencore_c
-    packed = torch.empty(raw.conv_packed_bytes(weight, 1, True, False), dtype=torch.uint8)
-    raw.conv_pack(weight, 1, True, False, packed)
+    packed = torch.empty(raw.conv_packed_bytes(weight, 1, True, 0), dtype=torch.uint8)
+    raw.conv_pack(weight, 1, True, 0, packed)
     geometry = (1, [3, 3], [1, 1], [1, 1], [1, 1], False)
     y = torch.empty(2, 70, 13, 9)
     for activation, moments, message in (

@@ -30,6 +30,10 @@ SHAPES = [
     ("conv2d", (3, 20, 37, 42), 60, 4, {"stride": 2, "padding": 1}),
     ("conv2d", (70, 16, 9, 8), 16, 4, {"stride": 2, "padding": 1}),
     ("conv_transpose2d", (3, 50, 9, 11), 70, 4, {"stride": 2, "padding": 1}),
+    ("conv2d", (3, 20, 41, 38), 60, 3, {"stride": 2, "padding": 1}),
+    ("conv2d", (9, 16, 24, 23), 16, 3, {"stride": 2}),
+    ("conv_transpose2d", (3, 50, 9, 11), 70, 3, {"stride": 2}),
+    ("conv_transpose2d", (4, 16, 8, 9), 33, 3, {"stride": 2, "output_padding": 1}),
     ("conv_transpose2d", (2, 17, 16, 15), 18, 4, {"stride": 2, "padding": 1, "output_padding": (1, 0)}),
 ]
 
@@ -59,7 +63,7 @@ def test_matches_float64(
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "prelu", "tanh", "sigmoid", "silu"])
-@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[9], SHAPES[11]])
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_epilogue(
     name: str,
@@ -84,7 +88,7 @@ def test_epilogue(
 
 
 @pytest.mark.parametrize("strides", ["contiguous", "channels_last", "transposed", "cut out"])
-@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[6], SHAPES[9], SHAPES[11]])
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14)])
 def test_weights_of_any_strides(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any], strides: str
 ) -> None:
@@ -100,7 +104,7 @@ def test_weights_of_any_strides(
     assert ran()
 
 
-@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[9], SHAPES[11]])
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14)])
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
 def test_what_is_not_finite_stays_where_it_belongs(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any], value: float
@@ -121,7 +125,9 @@ def test_what_is_not_finite_stays_where_it_belongs(
 
 
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 0), (3, 1, 1), (3, 1, 2), (4, 2, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 0), (3, 1, 1), (3, 1, 2), (3, 2, 0), (3, 2, 1), (4, 2, 1)]
+)
 @pytest.mark.parametrize("channels_last", [(False, False), (True, False), (False, True), (True, True)])
 def test_weight_gradient_of_many_parts(
     name: str, kernel: int, stride: int, padding: int, channels_last: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
@@ -147,7 +153,7 @@ def test_weight_gradient_of_many_parts(
     assert taken == [True]
 
 
-@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[1], SHAPES[6], SHAPES[9], SHAPES[11]])
+@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14)])
 def test_bits_do_not_depend_on_threads(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any]
 ) -> None:
@@ -168,19 +174,24 @@ def test_refuses_what_it_is_not_for() -> None:
     raw = torch.ops.gencore_c
     x, y = torch.randn(1, 16, 8, 8), torch.empty(1, 16, 8, 8)
     weight = torch.randn(16, 16, 3, 3)
-    packed = torch.empty(raw.conv_packed_bytes(weight, 1, True, True), dtype=torch.uint8)
+    packed = torch.empty(raw.conv_packed_bytes(weight, 1, True, 1), dtype=torch.uint8)
 
     def forward(kernel: int, stride: int, padding: int, dilation: int, *moments: Tensor) -> None:
         geometry = (1, [kernel] * 2, [stride] * 2, [padding] * 2, [dilation] * 2, False)
         raw.conv_forward(x, packed, None, None, None, None, *geometry, 0, 0.0, True, y, *moments)
 
     for wrong in (torch.randn(16, 16, 5, 5), torch.randn(16, 16, 3, 4), weight.double(), torch.randn(16, 16, 3)):
-        with pytest.raises(RuntimeError, match="float32 filters of 3x3 and 4x4"):
-            raw.conv_packed_bytes(wrong, 1, True, True)
-    for stride, dilation in ((2, 1), (1, 2)):
-        with pytest.raises(RuntimeError, match="3x3 at a stride of 1"):
-            forward(3, stride, 1, dilation)
+        with pytest.raises(RuntimeError, match="float32 filters of 3x3"):
+            raw.conv_packed_bytes(wrong, 1, True, 1)
+    for kernel, stride in ((3, 3), (4, 1)):
+        with pytest.raises(RuntimeError, match="float32 filters of 3x3"):
+            raw.conv_packed_bytes(torch.randn(16, 16, kernel, kernel), 1, True, stride)
+    with pytest.raises(RuntimeError, match="without groups and dilation"):
+        forward(3, 1, 1, 2)
     with pytest.raises(RuntimeError, match="gathers no statistics"):
         forward(3, 1, 1, 1, torch.empty(16), torch.empty(16))
     with pytest.raises(RuntimeError, match="packed must have"):
         forward(4, 2, 1, 1)
+    gathered, dense, result = torch.randn(1, 16, 9, 9), torch.randn(1, 64, 7, 7), torch.empty(64, 16, 3, 3)
+    with pytest.raises(RuntimeError, match="and 4x4 at a stride of 2"):
+        raw.conv_weight_gradient(dense, gathered, 1, [3, 3], [3, 3], [0, 0], [1, 1], True, result)

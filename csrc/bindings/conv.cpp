@@ -1,5 +1,6 @@
 #include "cpu/conv.h"
 
+#include <utility>
 #include <vector>
 
 #include "bindings/check.h"
@@ -97,23 +98,24 @@ ConvPackArgs pack_args(const Tensor& weight, int64_t groups, bool columns_first,
   return args;
 }
 
-// For conv_winograd, or for conv_forward.
-void run_pack(const ConvPackArgs& args, bool winograd) {
-  if (!winograd) return run_conv_pack(args);
+// For conv_winograd at the stride `winograd`, or where that is 0 for conv_forward.
+void run_pack(ConvPackArgs args, int64_t winograd) {
+  if (winograd == 0) return run_conv_pack(args);
   const int64_t side = args.kernel[1];
-  STD_TORCH_CHECK(args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] == 1 && (side == 3 || side == 4) &&
-                      args.kernel[2] == side,
-                  "winograd takes float32 filters of 3x3 and 4x4 without groups");
+  STD_TORCH_CHECK(args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] == 1 && args.kernel[2] == side &&
+                      (side == 3 || side == 4) && (winograd == 2 || (winograd == 1 && side == 3)),
+                  "winograd takes float32 filters of 3x3 at strides of 1 and 2, and of 4x4 at 2, without groups");
+  args.stride = winograd;
   run_conv_winograd_pack(args);
 }
 
-int64_t packed_bytes(const Tensor& weight, int64_t groups, bool columns_first, bool winograd) {
+int64_t packed_bytes(const Tensor& weight, int64_t groups, bool columns_first, int64_t winograd) {
   int64_t bytes = 0;
   run_pack(pack_args(weight, groups, columns_first, &bytes), winograd);
   return bytes;
 }
 
-void pack(const Tensor& weight, int64_t groups, bool columns_first, bool winograd, Tensor packed) {
+void pack(const Tensor& weight, int64_t groups, bool columns_first, int64_t winograd, Tensor packed) {
   int64_t bytes = 0;
   ConvPackArgs args = pack_args(weight, groups, columns_first, &bytes);
   run_pack(args, winograd);
@@ -122,15 +124,21 @@ void pack(const Tensor& weight, int64_t groups, bool columns_first, bool winogra
   run_pack(args, winograd);
 }
 
-void check_winograd(const ConvShape& shape, Dtype dtype) {
-  const int64_t side = shape.kernel[1], step = side == 3 ? 1 : 2;
-  STD_TORCH_CHECK(dtype == Dtype::float32 && shape.groups == 1 && (side == 3 || side == 4) && shape.kernel[0] == 1 &&
-                      shape.kernel[2] == side && shape.stride[0] == 1 && shape.padding[0] == 0 &&
-                      shape.out_size[0] == shape.in_size[0],
-                  "winograd takes float32 images, filters of 3x3 and 4x4 and no groups");
-  for (int a = 1; a < 3; a++)
-    STD_TORCH_CHECK(shape.stride[a] == step && shape.dilation[a] == 1 && (step == 1 || shape.padding[a] == 1),
-                    "winograd takes 3x3 at a stride of 1, and 4x4 at a stride of 2 and a padding of 1");
+void check_winograd(const ConvShape& s, Dtype dtype, bool transposed) {
+  STD_TORCH_CHECK(dtype == Dtype::float32 && s.groups == 1 && s.kernel[0] == 1 && s.stride[0] == 1 &&
+                      s.padding[0] == 0 && s.out_size[0] == s.in_size[0] && s.dilation[1] == 1 && s.dilation[2] == 1,
+                  "winograd takes float32 images, without groups and dilation");
+  const int64_t side = s.kernel[1], step = s.stride[1];
+  bool fits = side == s.kernel[2] && step == s.stride[2] &&
+              ((side == 3 && (step == 1 || step == 2)) || (side == 4 && step == 2));
+  for (int a = 1; a < 3; a++) {
+    if (side == 4) fits &= s.padding[a] == 1;
+    if (side == 3 && step == 2 && transposed) fits &= s.padding[a] == 0;
+  }
+  STD_TORCH_CHECK(
+      fits,
+      "winograd takes 3x3 at a stride of 1 or 2 (transposed, at 2 without padding), and 4x4 at a stride of 2 "
+      "and a padding of 1");
 }
 
 // Whether the result is right: winograd's is not where an input is not finite.
@@ -155,10 +163,11 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
   expected.size0 = out.channels / groups;
   expected.size1 = in.channels / groups;
   for (int a = 0; a < 3; a++) expected.kernel[a] = args.shape.kernel[a];
-  expected.columns_first = true;
+  expected.columns_first = !winograd || !transposed;
+  if (!expected.columns_first) std::swap(expected.size0, expected.size1);
   expected.dtype = args.dtype;
   expected.bytes = &bytes;
-  run_pack(expected, winograd);
+  run_pack(expected, winograd ? args.shape.stride[1] : 0);
   check_dense(packed, "packed", ScalarType::Byte, bytes);
   args.packed = packed.const_data_ptr();
   if (scale) {
@@ -200,7 +209,7 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
     run_conv_forward(args);
     return finite;
   }
-  check_winograd(args.shape, args.dtype);
+  check_winograd(args.shape, args.dtype, transposed);
   STD_TORCH_CHECK(!mean, "winograd gathers no statistics");
   args.finite = &finite;
   run_conv_winograd(args);
@@ -224,7 +233,7 @@ void weight_gradient(const Tensor& dense, const Tensor& gathered, int64_t groups
   args.weight_gradient = grad_weight.mutable_data_ptr();
   STD_TORCH_CHECK(dense.numel() > 0 && gathered.numel() > 0, "the tensors must not be empty");
   if (!winograd) return run_conv_weight_gradient(args);
-  check_winograd(args.shape, args.dtype);
+  check_winograd(args.shape, args.dtype, false);
   run_conv_winograd_weight_gradient(args);
 }
 
@@ -244,8 +253,8 @@ int64_t fingerprint_of(const Tensor& tensor) {
 }  // namespace gencore
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
-  m.def("conv_packed_bytes(Tensor weight, int groups, bool columns_first, bool winograd) -> int");
-  m.def("conv_pack(Tensor weight, int groups, bool columns_first, bool winograd, Tensor(a!) packed) -> ()");
+  m.def("conv_packed_bytes(Tensor weight, int groups, bool columns_first, int winograd) -> int");
+  m.def("conv_pack(Tensor weight, int groups, bool columns_first, int winograd, Tensor(a!) packed) -> ()");
   m.def(
       "conv_forward(Tensor x, Tensor packed, Tensor? scale, Tensor? bias, Tensor? residual, Tensor? slopes, int "
       "groups, "

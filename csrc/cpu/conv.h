@@ -64,6 +64,7 @@ struct ConvPackArgs {
   bool columns_first;
   Dtype dtype;
   int64_t* bytes;
+  int64_t stride;  // of the convolution, for conv_winograd_pack; columns_first is then that it is not transposed
 };
 
 // weight_gradient[d][g][tap] = sum over pixels q of dense[q][d] * gathered[q * stride - padding + tap * dilation][g],

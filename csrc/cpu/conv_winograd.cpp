@@ -1,6 +1,8 @@
 // Forward and packing; the method stands in conv_winograd.h.
 #include "cpu/conv_winograd.h"
 
+#include <type_traits>
+
 #include "cpu/conv_tile.h"
 
 namespace gencore::GENCORE_ISA {
@@ -88,7 +90,7 @@ void pack(const ConvPackArgs& args) {
   const int64_t length_stride = args.columns_first ? args.stride1 : args.stride0;
   const int64_t cuts = ceil_div(layout.length, kPackRows);
   // A transposed 3x3 is the convolution with the filter turned round.
-  const bool turned = S::kTaps == 3 && !args.columns_first;
+  const bool turned = std::is_same_v<S, Filter3> && !args.columns_first;
   parallel_for(0, layout.blocks() * cuts, 1, [&](int64_t begin, int64_t end) {
     float* local = static_cast<float*>(scratch(Scratch::worker, local_size * sizeof(float)));
     for (int64_t task = begin; task < end; task++) {
@@ -205,17 +207,17 @@ struct WinogradForward {
     const float* panels = static_cast<const float*>(args.packed) + layout.offset(b);
     Epilogue<float> e{};
     e.longest_run = S::kLongestRun;
-    constexpr int each = S::kPairs / S::kSums;  // pairs come sorted by their sum
     for (int i = 0; i < S::kSums; i++)
       for (int j = 0; j < S::kSums; j++) {
-        Segment<float> segments[each * each];
-        for (int k = 0; k < each * each; k++) {
-          const int p = i * each + k / each, q = j * each + k % each;
-          segments[k] = {w.v_rows + (S::kValue[p] * S::kValues + S::kValue[q]) * capacity,
-                         panels + (p * S::kPairs + q) * layout.length * width, nullptr, 0, layout.length};
-        }
+        Segment<float> segments[4];
+        int64_t count = 0;
+        for (int p = 0; p < S::kPairs; p++)
+          for (int q = 0; q < S::kPairs; q++)
+            if (S::kSum[p] == i && S::kSum[q] == j)
+              segments[count++] = {w.v_rows + (S::kValue[p] * S::kValues + S::kValue[q]) * capacity,
+                                   panels + (p * S::kPairs + q) * layout.length * width, nullptr, 0, layout.length};
         e.partial = w.m + (i * S::kSums + j) * m_stride;
-        run_block<float, false>(segments, each * each, tiles, vectors, e);
+        run_block<float, false>(segments, count, tiles, vectors, e);
       }
 
     e.channels = static_cast<int>(smaller(layout.columns - channel, width));
@@ -315,21 +317,22 @@ bool forward(const ConvForwardArgs& args) {
 }  // namespace
 
 void conv_winograd_pack(const ConvPackArgs& args) {
-  if (args.kernel[1] == 3)
-    pack<Filter3>(args);
-  else if (args.columns_first)
-    pack<Strided4>(args);
+  const bool transposed = !args.columns_first;
+  if (args.kernel[1] == 4)
+    transposed ? pack<Transposed4>(args) : pack<Strided4>(args);
+  else if (args.stride == 2)
+    transposed ? pack<Transposed3>(args) : pack<Strided3>(args);
   else
-    pack<Transposed4>(args);
+    pack<Filter3>(args);
 }
 
 void conv_winograd(const ConvForwardArgs& args) {
-  if (args.shape.kernel[1] == 3)
-    *args.finite = forward<Filter3>(args);
-  else if (args.transposed)
-    *args.finite = forward<Transposed4>(args);
+  if (args.shape.kernel[1] == 4)
+    *args.finite = args.transposed ? forward<Transposed4>(args) : forward<Strided4>(args);
+  else if (args.shape.stride[1] == 2)
+    *args.finite = args.transposed ? forward<Transposed3>(args) : forward<Strided3>(args);
   else
-    *args.finite = forward<Strided4>(args);
+    *args.finite = forward<Filter3>(args);
 }
 
 }  // namespace gencore::GENCORE_ISA

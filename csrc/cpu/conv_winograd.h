@@ -3,7 +3,8 @@
 // section 4.1).
 //
 //   3x3 at a stride of 1, transposed or not       F(2x2, 3x3): 16 products for 36 terms
-//   4x4 at a stride of 2 and a padding of 1       F(2x2, 2x2) on each of the 2x2 phases: 36 products for 64 terms
+//   3x3 at a stride of 2                          F(2x2, 2x2) where a phase has two taps: 25 products for 36 terms
+//   4x4 at a stride of 2 and a padding of 1       the same: 36 products for 64 terms
 //
 // Of each tile of outputs the inputs d under it become V = B' d B, and a filter g becomes U = G g G'; an output channel
 // is then A' (sum over input channels of U * V) A, where A and B hold only zeros and ones of either sign. The sums over
@@ -56,6 +57,65 @@ struct Filter3 {
     g[0] = u[0] + sum;
     g[1] = 0.5f * (u[1] - u[2]);
     g[2] = u[3] + sum;
+  }
+};
+
+// Output 2q is d[q-1] g[2] + d[q] g[0], and output 2q+1 is d[q] g[1] (without padding); a tile is two of each.
+struct Transposed3 {
+  static constexpr int kTaps = 3, kInputs = 3, kStep = 2, kOutputs = 4, kValues = 4, kSums = 5, kPairs = 5;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 1, 3}, kSum[kPairs] = {0, 1, 2, 3, 4};
+  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    v[0] = d[0] - d[1];
+    v[1] = d[1];
+    v[2] = d[2] - d[1];
+    v[3] = d[2];
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    u[0] = g[2];
+    u[1] = g[2] + g[0];
+    u[2] = g[0];
+    u[3] = u[4] = g[1];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[3];
+    y[2] = m[1] + m[2];
+    y[3] = m[4];
+  }
+};
+
+// The outer taps meet the even inputs, and the middle one the odd inputs.
+struct Strided3 {
+  static constexpr int kTaps = 3, kInputs = 5, kStep = 4, kOutputs = 2, kValues = 5, kSums = 3, kPairs = 5;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4}, kSum[kPairs] = {0, 0, 1, 2, 2};
+  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    v[0] = d[0] - d[2];
+    v[1] = d[1];
+    v[2] = d[2];
+    v[3] = d[3];
+    v[4] = d[4] - d[2];
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    u[0] = g[0];
+    u[1] = u[3] = g[1];
+    u[2] = g[0] + g[2];
+    u[4] = g[2];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[1] + m[2];
+  }
+  static GENCORE_INLINE void sums_gradient(const vfloat (&y)[kOutputs], vfloat (&m)[kSums]) {
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[1];
+  }
+  static GENCORE_INLINE void filter_gradient(const vfloat (&u)[kPairs], vfloat (&g)[kTaps]) {
+    g[0] = u[0] + u[2];
+    g[1] = u[1] + u[3];
+    g[2] = u[2] + u[4];
   }
 };
 
@@ -154,7 +214,8 @@ Geometry tile_geometry(const ConvShape& shape, bool transposed, Arena& arena) {
     tiles.kernel[a] = S::kInputs;
     tiles.stride[a] = S::kStep;
     tiles.out_size[a] = ceil_div(shape.out_size[a], S::kOutputs);
-    if (S::kTaps == 3 && transposed) tiles.padding[a] = 2 - shape.padding[a];
+    // Transposed at a stride of 2, the first output of a tile meets the input before it, too.
+    if (transposed) tiles.padding[a] = S::kOutputs == 4 ? 1 : 2 - shape.padding[a];
   }
   Geometry g = make_geometry(tiles, false, arena);
   for (int a = 1; a < 3; a++) {

@@ -248,7 +248,12 @@ void weight_gradient(const ConvWeightGradientArgs& args) {
 }  // namespace
 
 void conv_winograd_weight_gradient(const ConvWeightGradientArgs& args) {
-  args.shape.kernel[1] == 3 ? weight_gradient<Filter3>(args) : weight_gradient<Strided4>(args);
+  if (args.shape.kernel[1] == 4)
+    weight_gradient<Strided4>(args);
+  else if (args.shape.stride[1] == 2)
+    weight_gradient<Strided3>(args);
+  else
+    weight_gradient<Filter3>(args);
 }
 
 }  // namespace gencore::GENCORE_ISA

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # (id of the weight, groups, columns_first, winograd) -> (weak reference to it, what it was when packed, packed panels).
-_packed_weights: dict[tuple[int, int, bool, bool], tuple[Any, tuple[Any, ...], Tensor]] = {}
+_packed_weights: dict[tuple[int, int, bool, int], tuple[Any, tuple[Any, ...], Tensor]] = {}
 
 
 class Packed:
@@ -19,7 +19,7 @@ class Packed:
     through ``weight.data`` do not move the counter.
     """
 
-    def __init__(self, weight: Tensor, groups: int, columns_first: bool, winograd: bool) -> None:
+    def __init__(self, weight: Tensor, groups: int, columns_first: bool, winograd: int) -> None:
         self.weight, self.key = weight, (id(weight), groups, columns_first, winograd)
 
     def __enter__(self) -> Tensor:

@@ -1,9 +1,7 @@
 """Which convolutions the CPU does by minimal filtering (``csrc/cpu/conv_winograd.h``).
 
-3x3 at a stride of 1, and 4x4 at a stride of 2 with a padding of 1.
-
-The rounding error is that of direct sums, so nothing but the shape decides. The limits were measured beside the direct
-sums on two cores with AVX-512.
+3x3 at strides of 1 and 2, and 4x4 at a stride of 2 with a padding of 1. The rounding error is that of direct sums, so
+nothing but the shape decides. The limits were measured beside the direct sums on two cores with AVX-512.
 """
 
 from __future__ import annotations
@@ -16,25 +14,31 @@ from torch import Tensor
 
 _FEW_CHANNELS = 16
 _BLOCK = 64  # columns of a weight gradient come in such blocks
-# Of 4x4 convolutions.
+# Of convolutions at a stride of 2.
 _FEW_PIXELS = 1024
 _SMALL_IMAGE = 4  # most of its products are with padding, which direct sums leave out
 
 Size = Sequence[int]
 
 
-def by_winograd(
-    x: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size, out_size: Size, groups: int
-) -> bool:
-    """Of a convolution, transposed or not."""
-    kernel = weight.shape[2:]
-    return (
-        x.dtype == torch.float32
-        and groups == 1
-        and min(weight.shape[:2]) >= _FEW_CHANNELS
-        and _has_a_scheme(kernel, stride, padding, dilation)
-        and (kernel[0] == 3 or (min(out_size) >= _SMALL_IMAGE and x.shape[0] * prod(out_size) >= _FEW_PIXELS))
-    )
+def winograd_stride(
+    x: Tensor,
+    weight: Tensor,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    out_size: Size,
+    groups: int,
+    transposed: bool,
+) -> int:
+    """The stride of a convolution, transposed or not, that is done so; 0: it is not."""
+    if x.dtype != torch.float32 or groups != 1 or min(weight.shape[:2]) < _FEW_CHANNELS:
+        return 0
+    if not _has_a_scheme(weight.shape[2:], stride, padding, dilation, transposed):
+        return 0
+    if stride[0] == 2 and (min(out_size) < _SMALL_IMAGE or x.shape[0] * prod(out_size) < _FEW_PIXELS):
+        return 0
+    return stride[0]
 
 
 def weight_gradient_by_winograd(
@@ -47,12 +51,14 @@ def weight_gradient_by_winograd(
         and groups == 1
         and gathered.shape[1] >= _FEW_CHANNELS
         and 4 * channels >= 3 * _BLOCK * -(-channels // _BLOCK)
-        and _has_a_scheme(kernel, stride, padding, dilation)
+        and _has_a_scheme(kernel, stride, padding, dilation, False)
     )
 
 
-def _has_a_scheme(kernel: Size, stride: Size, padding: Size, dilation: Size) -> bool:
-    kernel, stride, padding, dilation = (tuple(sizes) for sizes in (kernel, stride, padding, dilation))
-    if dilation != (1, 1):
+def _has_a_scheme(kernel: Size, stride: Size, padding: Size, dilation: Size, transposed: bool) -> bool:
+    kernel, stride, padding = tuple(kernel), tuple(stride), tuple(padding)
+    if tuple(dilation) != (1, 1):
         return False
-    return (kernel, stride) == ((3, 3), (1, 1)) or (kernel, stride, padding) == ((4, 4), (2, 2), (1, 1))
+    if kernel == (3, 3):
+        return stride == (1, 1) or (stride == (2, 2) and (not transposed or padding == (0, 0)))
+    return (kernel, stride, padding) == ((4, 4), (2, 2), (1, 1))
