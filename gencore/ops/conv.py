@@ -329,9 +329,9 @@ _IMAGE_CHANNELS = (
     4  # that many output channels have a kernel of their own in float32; that many input channels pay in training
 )
 # Below these, the channels_last paths of PyTorch, and its gradients at stride 1, are the faster ones.
-_MANY_PRODUCTS = 1 << 25
-_MANY_CHANNELS = 64
-_MANY_PIXELS = 512
+_MANY_PRODUCTS, _MANY_PRODUCTS_CONTIGUOUS = 1 << 25, 1 << 22
+_MANY_CHANNELS, _MANY_CHANNELS_TRANSPOSED = 256, 64
+_MANY_PIXELS = 128
 
 
 def _lower_precision_slower(input: Tensor) -> Reason:
@@ -364,6 +364,8 @@ def _cpu_slower(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Rea
         return f"{fewest} channels leave vectors idle"
     if products < _MANY_PRODUCTS and is_channels_last(input) and (step == 1 or fewest < _MANY_CHANNELS):
         return f"PyTorch's channels_last convolution is faster at {products} products"
+    if products < _MANY_PRODUCTS_CONTIGUOUS and fewest >= _FEW_CHANNELS:
+        return f"PyTorch's convolution is faster at {products} products"
     if recorded and step == 1 and pixels < _MANY_PIXELS:
         return f"PyTorch's gradients are faster over {pixels} pixels"
     return None
@@ -381,7 +383,7 @@ def _cpu_slower_transposed(input: Tensor, weight: Tensor, *args: Any, **kwargs: 
     fewest = min(weight.shape[0] // groups, weight.shape[1])
     if fewest < _FEW_CHANNELS_TRANSPOSED:
         return f"{fewest} channels a group leave vectors idle"
-    if products < _MANY_PRODUCTS and is_channels_last(input) and fewest < _MANY_CHANNELS:
+    if products < _MANY_PRODUCTS and is_channels_last(input) and fewest < _MANY_CHANNELS_TRANSPOSED:
         return f"PyTorch's channels_last convolution is faster at {products} products"
     return None
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 _FEW_CHANNELS = 16
 _BLOCK = 64  # columns of a weight gradient come in such blocks
-# Of convolutions at a stride of 2.
-_FEW_PIXELS = 1024
-_SMALL_IMAGE = 4  # most of its products are with padding, which direct sums leave out
+# At a stride of 2, by the filter's side and whether it is transposed: the least side of the output and its least number
+# of pixels. Small images meet much padding, which direct sums leave out; few pixels are not worth larger weights.
+_LEAST = {(4, False): (4, 1024), (4, True): (4, 1024), (3, False): (8, 4096), (3, True): (64, 16384)}
+_FEW_CHANNELS_STRIDED_3 = 128  # for the weight gradient
 
 Size = Sequence[int]
 
@@ -36,9 +37,8 @@ def winograd_stride(
         return 0
     if not _has_a_scheme(weight.shape[2:], stride, padding, dilation, transposed):
         return 0
-    if stride[0] == 2 and (min(out_size) < _SMALL_IMAGE or x.shape[0] * prod(out_size) < _FEW_PIXELS):
-        return 0
-    return stride[0]
+    side, pixels = _LEAST[weight.shape[2], transposed] if stride[0] == 2 else (1, 1)
+    return stride[0] if min(out_size) >= side and x.shape[0] * prod(out_size) >= pixels else 0
 
 
 def weight_gradient_by_winograd(
@@ -46,10 +46,12 @@ def weight_gradient_by_winograd(
 ) -> bool:
     """Of a weight gradient, of a transposed convolution or not."""
     channels = dense.shape[1]
+    strided_3 = (kernel[0], stride[0]) == (3, 2)
     return (
         dense.dtype == torch.float32
         and groups == 1
         and gathered.shape[1] >= _FEW_CHANNELS
+        and (not strided_3 or min(channels, gathered.shape[1]) >= _FEW_CHANNELS_STRIDED_3)
         and 4 * channels >= 3 * _BLOCK * -(-channels // _BLOCK)
         and _has_a_scheme(kernel, stride, padding, dilation, False)
     )
