@@ -45,16 +45,12 @@ def weight_gradient_by_winograd(
     dense: Tensor, gathered: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, groups: int
 ) -> bool:
     """Of a weight gradient, of a transposed convolution or not."""
-    channels = dense.shape[1]
+    if dense.dtype != torch.float32 or groups != 1 or not _has_a_scheme(kernel, stride, padding, dilation, False):
+        return False
     strided_3 = (kernel[0], stride[0]) == (3, 2)
-    return (
-        dense.dtype == torch.float32
-        and groups == 1
-        and gathered.shape[1] >= _FEW_CHANNELS
-        and (not strided_3 or min(channels, gathered.shape[1]) >= _FEW_CHANNELS_STRIDED_3)
-        and 4 * channels >= 3 * _BLOCK * -(-channels // _BLOCK)
-        and _has_a_scheme(kernel, stride, padding, dilation, False)
-    )
+    rows, columns = gathered.shape[1], dense.shape[1]
+    few = _FEW_CHANNELS_STRIDED_3 if strided_3 else _FEW_CHANNELS
+    return min(rows, columns) >= few and 4 * columns >= 3 * _BLOCK * -(-columns // _BLOCK)
 
 
 def _has_a_scheme(kernel: Size, stride: Size, padding: Size, dilation: Size, transposed: bool) -> bool:
