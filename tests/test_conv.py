@@ -508,9 +508,11 @@ def test_explains_itself(monkeypatch):
     assert chosen("conv_transpose2d", images, like.expand(64, 3, 4, 4), stride=2) == "cpu"
     assert chosen("conv_transpose2d", images[:1, :, :8, :8], like.expand(64, 32, 4, 4), stride=2) == "cpu"
     assert chosen("conv_transpose2d", images[:1, :, :2, :2], like.expand(64, 32, 4, 4), stride=2) == "reference"
-    assert chosen("conv2d", images[:1, :, :8, :8], like.expand(64, 64, 3, 3)) == "cpu"
-    assert chosen("conv2d", images[:1, :, :2, :2], like.expand(64, 64, 3, 3)) == "reference"
-    assert chosen("conv2d", images[:1, :, :8, :8], torch.empty(64, 64, 3, 3, requires_grad=True)) == "reference"
+    assert chosen("conv2d", images[:1, :, :16, :16], like.expand(64, 64, 3, 3)) == "cpu"
+    assert chosen("conv2d", images[:1, :, :8, :8], like.expand(64, 64, 3, 3)) == "reference"
+    deep = images.reshape(1, 256, 128, 128)[:, :, :8, :8]
+    assert chosen("conv2d", deep, like.expand(256, 256, 3, 3)) == "cpu"
+    assert chosen("conv2d", deep, torch.empty(256, 256, 3, 3, requires_grad=True)) == "reference"
     assert chosen("conv2d", images, like.expand(3, 64, 3, 3)) == "cpu"
     assert chosen("conv2d", images, like.expand(3, 64, 1, 1)) == "reference"
     assert chosen("conv2d", images[:, :8], like.expand(64, 8, 3, 3)) == "reference"
@@ -521,7 +523,9 @@ def test_explains_itself(monkeypatch):
     assert chosen("conv2d", last, like.expand(64, 64, 1, 1)) == "reference"
     assert chosen("conv2d", last, like.expand(64, 64, 3, 3)) == "cpu"
     assert chosen("conv2d", last[:1], like.expand(32, 64, 4, 4), None, 2) == "reference"
-    assert chosen("conv2d", last[:1], like.expand(64, 64, 4, 4), None, 2) == "cpu"
+    assert chosen("conv2d", last[:1], like.expand(64, 64, 4, 4), None, 2) == "reference"
+    deep = torch.empty(1, 256, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert chosen("conv2d", deep, like.expand(256, 256, 4, 4), None, 2) == "cpu"
     assert chosen("conv_transpose2d", last[:1], like.expand(64, 32, 4, 4), stride=2) == "cpu"
     small = torch.empty(1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
     assert chosen("conv_transpose2d", small, like.expand(64, 32, 4, 4), stride=2) == "reference"
