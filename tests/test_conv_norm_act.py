@@ -279,7 +279,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return real(*args)
 
     monkeypatch.setattr(conv_moments, "MOMENTS", counted)
-    monkeypatch.setattr(conv_moments, "_pays", lambda *_: True)
+    monkeypatch.setattr(conv_moments, "_pays", lambda *_, **__: True)
     return calls
 
 
@@ -560,6 +560,8 @@ def test_gathers_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not gathers(layers(), x)  # a channel of 64 KiB stays in the cache
     large = torch.randn(17, 8, 100, 100)
     assert gathers(layers(), large)
+    wide = gencore.nn.ConvNormAct(gencore.nn.Conv2d(16, 16, 3, impl="cpu"), gencore.nn.BatchNorm2d(16))
+    assert not gathers(wide, torch.randn(17, 16, 100, 100))  # minimal filtering
     assert not gathers(layers().bfloat16(), large.bfloat16())
     assert not gathers(layers("auto"), last)  # 2 million products: PyTorch's convolution
     assert not gathers(layers("reference"), last)

@@ -6,7 +6,6 @@ backward of a batch norm goes through its input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -27,6 +26,7 @@ from gencore.ops.conv_core import (
     output_channels,
     save_convolution,
 )
+from gencore.ops.conv_winograd import Size, winograd_stride
 
 Moments = tuple[Tensor, Tensor]
 """Mean and biased variance, ``[C]``, in float32 (float64 for float64)."""
@@ -51,9 +51,9 @@ def conv_moments(
     if isinstance(input, Tensor) and input.dim() == weight.dim() and input.dtype in _DTYPES:
         impl = conv.OPS[name].select(impl, input, weight, bias, *geometry)
         if impl == "cpu":
-            _, *sizes, groups, transposed = find_geometry(name, input, weight, bias, *geometry)
-            if _pays(input, weight, output_channels(weight, groups, transposed), sizes[-1]):
-                y, mean, var = MOMENTS(input, weight, bias, *sizes, groups, transposed, impl)
+            found = find_geometry(name, input, weight, bias, *geometry)[1:]
+            if _pays(input, weight, *found):
+                y, mean, var = MOMENTS(input, weight, bias, *found, impl)
                 return y, (mean, var)
     return getattr(conv, name)(input, weight, bias, *geometry, impl=impl), None
 
@@ -63,10 +63,21 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # float16 goes through
 _RESIDENT_BYTES = 640 << 10
 
 
-def _pays(input: Tensor, weight: Tensor, channels: int, out_size: Sequence[int]) -> bool:
+def _pays(
+    input: Tensor,
+    weight: Tensor,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    out_size: Size,
+    groups: int,
+    transposed: bool,
+) -> bool:
+    if winograd_stride(input, weight, stride, padding, dilation, out_size, groups, transposed):
+        return False  # which gathers nothing, and saves more
     pixels = input.shape[0] * prod(out_size)
-    if pixels * channels < FEW_ELEMENTS:  # PyTorch's batch norm follows, which takes its own
-        return False
+    if pixels * output_channels(weight, groups, transposed) < FEW_ELEMENTS:
+        return False  # PyTorch's batch norm follows, which takes its own
     return gives_channels_last(input, weight) or pixels * input.element_size() > _RESIDENT_BYTES
 
 
