@@ -61,11 +61,10 @@ def conv2d(
     .. math::
         y_{nop} = \mathrm{act}\Big(a_{no} \sum_{c,t} w_{oct}\, x_{n,c,\,p\,s - \mathrm{pad} + t\,d} + b_o + r_{nop}\Big)
 
-    On the CPU the sums are formed in register tiles from channels_last rows (contiguous images are turned a tile at a
-    time), and the epilogue runs before they leave the registers; float32 filters of 3x3, and of 4x4 at a stride of 2, by
-    minimal filtering, with the rounding error of direct sums (docs/ops/conv.md). Gradients exist to any order. While gradients are
-    recorded, ``silu`` and ``prelu``, and a ``scale`` for each sample that has a gradient, run as ops of their own; the
-    result is the same. Under ``torch.autocast`` every tensor is taken in the dtype of autocast.
+    On the CPU sums are formed in register tiles from channels_last rows (contiguous images are turned a tile at a time),
+    float32 filters of 3x3, and of 4x4 at a stride of 2, by minimal filtering; the epilogue runs on the way out. Gradients
+    exist to any order. While they are recorded, ``silu`` and ``prelu``, and a ``scale`` for each sample that has a
+    gradient, run as ops of their own. Under ``torch.autocast`` every tensor is taken in the dtype of autocast.
 
     Args:
         input: ``[N, C, H, W]`` (or ``[C, H, W]``); float32, float64, bfloat16 or float16, any strides. ``"auto"`` and
