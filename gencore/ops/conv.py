@@ -61,10 +61,10 @@ def conv2d(
     .. math::
         y_{nop} = \mathrm{act}\Big(a_{no} \sum_{c,t} w_{oct}\, x_{n,c,\,p\,s - \mathrm{pad} + t\,d} + b_o + r_{nop}\Big)
 
-    On the CPU sums are formed in register tiles from channels_last rows (contiguous images are turned a tile at a time),
-    float32 filters of 3x3, and of 4x4 at a stride of 2, by minimal filtering; the epilogue runs on the way out. Gradients
-    exist to any order. While they are recorded, ``silu`` and ``prelu``, and a ``scale`` for each sample that has a
-    gradient, run as ops of their own. Under ``torch.autocast`` every tensor is taken in the dtype of autocast.
+    On the CPU sums are formed in register tiles from channels_last rows (contiguous images are turned a tile at a
+    time), those of float32 filters of 3x3, and of 4x4 at a stride of 2, by minimal filtering. Gradients exist to any
+    order. While they are recorded, ``silu``, ``prelu`` and a ``scale`` for each sample that has a gradient run as ops
+    of their own. Under ``torch.autocast`` every tensor is taken in the dtype of autocast.
 
     Args:
         input: ``[N, C, H, W]`` (or ``[C, H, W]``); float32, float64, bfloat16 or float16, any strides. ``"auto"`` and
@@ -325,9 +325,7 @@ def refusal(
 _FEW_PRODUCTS = 1 << 19
 _FEW_CHANNELS = 32  # in a group: most lanes of a vector stand idle
 _FEW_CHANNELS_TRANSPOSED = 16
-_IMAGE_CHANNELS = (
-    4  # that many output channels have a kernel of their own in float32; that many input channels pay in training
-)
+_IMAGE_CHANNELS = 4  # into so many there is a kernel in float32; out of so many pays in training
 # Below these, the channels_last paths of PyTorch, and its gradients at stride 1, are the faster ones.
 _MANY_PRODUCTS, _MANY_PRODUCTS_CONTIGUOUS = 1 << 25, 1 << 22
 _MANY_CHANNELS, _MANY_CHANNELS_TRANSPOSED = 256, 64
