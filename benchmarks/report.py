@@ -9,6 +9,9 @@ from rich.table import Table
 
 from benchmarks.result import Report, Result
 
+LEAST_WORK = (
+    "the least possible work takes; of a convolution, the products of its direct sums (minimal filtering needs fewer)."
+)
 COLUMNS = ("op", "size", "mode", "layout", "impl", "time", "peer", "its time", "faster", "rate", "of limit", "memory")
 
 
@@ -62,8 +65,8 @@ def summary(report: Report, results: Sequence[Result]) -> str:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     how = (
         "Ours and the peers run in turn on the same tensors. `time` is ours, the median; `vs` a peer the median of the "
-        "pairwise ratios, above 1 where ours is faster; `of limit` the part of the measured peak that the least "
-        "possible work takes."
+        "pairwise ratios, above 1 where ours is faster; `of limit` the part of the measured peak that "
+        f"{LEAST_WORK}"
     )
     return f"{table}\n\n{_where(report, results)} {how}"
 
@@ -92,8 +95,7 @@ def caption(report: Report, results: Sequence[Result] | None = None) -> str:
         f"{_where(report, report.results if results is None else results)} Ours and the peers run in turn on the same "
         "tensors; times are medians, `faster` is the median of the pairwise ratios with its quartiles, `memory` the "
         "most MiB that tensors made during a call hold at once (ours / peer), `of limit` the part of the measured peak "
-        "that the least possible work takes; of a convolution, the products of its direct sums (minimal filtering needs "
-        "fewer)."
+        f"that {LEAST_WORK}"
     )
 
 
