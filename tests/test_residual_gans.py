@@ -359,7 +359,7 @@ def test_runs_under_autocast(layers: str) -> None:
 
 
 STEP = """
-import resource, torch, gencore
+import re, torch, gencore
 from gencore.train import GANTraining
 torch.manual_seed(0)
 model = gencore.create_model("biggan_128")
@@ -367,14 +367,16 @@ training = GANTraining(model, loss="hinge", learning_rate=5e-5, learning_rate_d=
                        orthogonal=1e-4, ema=0.9999)
 metrics = training.step(torch.randn(2, 3, 128, 128), torch.tensor([3, 900]))
 assert all(torch.tensor(value).isfinite() for value in metrics.values()), metrics
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not getrusage's figure, which begins with that of the process that started this one.
+print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024)
 """
 
 
 @pytest.mark.slow
 def test_a_training_step_of_biggan_128_fits_in_memory():
-    """158 million weights in float32, their gradients, Adam's two moments and the average of the generator are 2.7 GiB;
-    the rest is for the activations of batch 2 and what the backwards need for a time."""
+    """158 million weights in float32, their gradients, Adam's two moments and the average of the generator are 2.7 GiB,
+    the filters as the convolutions read them 1.4 GiB; the rest is for the activations of batch 2 and what the backwards
+    need for a time."""
     result = run_python("-c", STEP)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout) < 5 << 30
+    assert int(result.stdout) < 6 << 30
