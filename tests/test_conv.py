@@ -538,6 +538,12 @@ def test_explains_itself(monkeypatch):
         assert chosen("conv_transpose2d", images.bfloat16(), like.bfloat16().expand(64, 64, 4, 4)) == choice
         assert chosen("conv_transpose2d", images.bfloat16(), like.bfloat16().expand(64, 3, 4, 4)) == "reference"
         assert chosen("linear", like.expand(1024, 1024), like.expand(1024, 1024)) == choice
+        monkeypatch.setattr("gencore.ops.self_attention.MKL_RUNS_AT_FULL_SPEED", mkl)
+        keys, values = like.expand(8, 1024, 64), like.expand(8, 1024, 512)
+        assert chosen("self_attention", keys, keys, values) == choice
+        assert chosen("self_attention", keys, keys, values[..., :256]) == "cpu"
+        assert chosen("self_attention", keys.clone().requires_grad_(), keys, values[..., :256]) == choice
+        assert chosen("self_attention", *(t[:1].expand(9, -1, -1) for t in (keys, keys, values))) == "cpu"
     assert chosen("self_attention", *[like.expand(2, 256, 8)] * 3) == "reference"
     assert chosen("self_attention", *[like.expand(2, 1024, 8)] * 3) == "cpu"
 
