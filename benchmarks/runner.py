@@ -141,10 +141,19 @@ def run_problem(
             case.cost(problem, mode, torch_dtype.itemsize),
             settings,
         )
+        ran = implementations(case, problem, inputs, impls, mode)
+        verdicts = entered.verdicts
         results += [
-            replace(r, error=entered.verdicts[r.impl].error, allowed=entered.verdicts[r.impl].allowed) for r in rows
+            replace(r, impl=ran[r.impl], error=verdicts[r.impl].error, allowed=verdicts[r.impl].allowed) for r in rows
         ]
     return results
+
+
+def implementations(case: Case, problem: Problem, inputs: Inputs, impls: Sequence[str], mode: str) -> dict[str, str]:
+    """What runs in ``mode`` by what runs where no gradients are recorded: ``auto`` may choose something else then."""
+    recorded = mode != "forward"
+    leaves = {n: x.detach().requires_grad_(recorded and n in case.differentiable) for n, x in inputs.items()}
+    return {case.resolve(problem, inputs, i): case.resolve(problem, leaves, i) for i in impls}
 
 
 def compare(

@@ -105,6 +105,15 @@ def test_a_right_kernel_is_timed_in_every_mode() -> None:
         assert row.error <= row.allowed
 
 
+def test_a_row_names_what_runs_in_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` may choose otherwise where gradients are recorded."""
+    monkeypatch.setattr(
+        Scale, "resolve", lambda self, problem, inputs, impl: "cpu" if inputs["x"].requires_grad else "reference"
+    )
+    rows = run_case(Scale(), FAST)
+    assert [(r.mode, r.impl) for r in rows] == [(m, "reference" if m == "forward" else "cpu") for m in Scale.modes]
+
+
 def test_a_peer_that_computes_something_else_is_named_and_not_timed() -> None:
     rows = run_case(Scale("peer"), FAST)
     assert all(r.peer == "eager" and r.status.startswith("computes something else") and r.ratio is None for r in rows)
