@@ -11,7 +11,8 @@
 //                     phase sees the same few taps at step 1, so it is a small dense convolution and no zero is
 //                     inserted
 //   input gradient    of the one is the other, with the weight packed along its other dimension
-//   3x3 at stride 1   conv_winograd, where there are enough channels and pixels
+//   3x3, and 4x4 at a stride of 2, in float32: conv_winograd and conv_winograd_weight_gradient, where there are enough
+//                     channels and pixels
 //   weight gradient   conv_weight_gradient: outer products of pixel rows, summed over pixels
 #pragma once
 

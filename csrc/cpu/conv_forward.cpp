@@ -28,7 +28,6 @@ struct Forward {
   int64_t capacity, items, splits;  // pixels of a box; (group, block) pairs; how many ways the items are split
   const T* zeros;
   BoxMoments box_moments;
-  int64_t next_task = 0;
 
   struct Work {  // one thread's arrays
     Pixel* pixels;
@@ -63,9 +62,7 @@ struct Forward {
     w.bias = arena.take<Sum>(layout.block);
     w.slopes = arena.take<Sum>(layout.block);
     if (args.mean) w.moments = arena.take<Moments<T>>(1);
-    if (!args.x_channels_last)
-      w.staged_x = arena.take<T>(boxes.step[0] * input_extent(g, boxes, 0) * input_extent(g, boxes, 1) *
-                                 input_extent(g, boxes, 2) * shape.in_channels);
+    if (!args.x_channels_last) w.staged_x = arena.take<T>(most_input_pixels(g, boxes) * shape.in_channels);
     if (!args.y_channels_last) w.staged_y = arena.take<T>(capacity * g.phases * layout.block);
     return w;
   }
@@ -87,8 +84,7 @@ struct Forward {
       y_strides = channels_last_strides(shape.out_channels, shape.out_size);
     } else {
       y_strides = channels_last_strides(layout.block, out_box.count);
-      y = w.staged_y - out_box.batch * y_strides.batch;
-      for (int a = 0; a < 3; a++) y -= out_box.origin[a] * y_strides.axis[a];
+      y = whole_image(w.staged_y, out_box, y_strides);
     }
     const int64_t number = box.pixels();
     for (int64_t p = 0; p < g.phases; p++) {
@@ -114,13 +110,6 @@ struct Forward {
       list_rows(g, g.tap + phase.tap_begin, phase.tap_count, w.phase_pixels, count, x, x_strides, zeros,
                 w.rows + phase.tap_begin * capacity, capacity);
     }
-  }
-
-  const Sum* padded(const void* from, int64_t channel, int channels, Sum* to) const {
-    if (!from) return nullptr;
-    std::memset(to, 0, layout.block * sizeof(Sum));
-    std::memcpy(to, static_cast<const Sum*>(from) + channel, channels * sizeof(Sum));
-    return to;
   }
 
   // One phase of a box for one block of channels.
@@ -171,8 +160,8 @@ struct Forward {
     const int64_t channel = group * layout.columns + first;
     e.channel = args.y_channels_last ? channel : 0;
     e.scale_channel = channel;
-    e.bias = padded(args.bias, channel, e.channels, w.bias);
-    e.slopes = padded(args.slopes, channel, e.channels, w.slopes);
+    e.bias = padded<T>(args.bias, channel, e.channels, w.bias);
+    e.slopes = padded<T>(args.slopes, channel, e.channels, w.slopes);
     e.activation = args.activation;
     e.negative_slope = static_cast<Sum>(args.negative_slope);
     e.partial = w.partial;
@@ -226,21 +215,15 @@ struct Forward {
     fill_geometry(g, args.transposed);
     std::memset(const_cast<T*>(zeros), 0, shape.in_channels * sizeof(T));
     const int64_t tasks = boxes.number * splits;
-    parallel_for(0, smaller(num_threads(), tasks), 1, [&](int64_t, int64_t) {
-      Arena arena;
-      take(arena);
-      arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
-      Work w = take(arena);
-      while (true) {
-        const int64_t task = __atomic_fetch_add(&next_task, 1, __ATOMIC_RELAXED);
-        if (task >= tasks) return;
-        const Box box = box_at(boxes, shape.batch, g.grid, task / splits);
-        const int64_t split = task % splits;
-        make_tables(box, w);
-        for (int64_t item = items * split / splits; item < items * (split + 1) / splits; item++)
-          run_item<native>(item, task / splits, box, w);
-      }
-    });
+    for_each_task(
+        tasks, [&](Arena& arena) { return take(arena); }, [](Work&) {},
+        [&](int64_t task, Work& w) {
+          const Box box = box_at(boxes, shape.batch, g.grid, task / splits);
+          const int64_t split = task % splits;
+          make_tables(box, w);
+          for (int64_t item = items * split / splits; item < items * (split + 1) / splits; item++)
+            run_item<native>(item, task / splits, box, w);
+        });
     if (args.mean)
       box_moments.finish(
           boxes.number, [&](int64_t b) { return output_box(g, box_at(boxes, shape.batch, g.grid, b)).pixels(); },

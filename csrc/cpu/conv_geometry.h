@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/conv.h"
-#include "gencore/scratch.h"
+#include "gencore/tasks.h"
 #include "gencore/tile.h"
 
 namespace gencore::GENCORE_ISA {
@@ -245,10 +245,33 @@ inline Box output_box(const Geometry& g, const Box& box) {
   return out;
 }
 
-// Input indices under a box, at most.
-inline int64_t input_extent(const Geometry& g, const Boxes& boxes, int axis) {
-  return smaller(g.shape.in_size[axis],
-                 (boxes.step[axis + 1] - 1) * g.input_step[axis] + g.high[axis] - g.low[axis] + 1);
+// The part of the input that it meets.
+inline Box input_box(const Geometry& g, const Box& box) {
+  Box in = box;
+  for (int a = 0; a < 3; a++) {
+    const int64_t begin = larger(0, box.origin[a] * g.input_step[a] + g.low[a]);
+    const int64_t end =
+        smaller(g.shape.in_size[a], (box.origin[a] + box.count[a] - 1) * g.input_step[a] + g.high[a] + 1);
+    in.origin[a] = begin;
+    in.count[a] = larger(0, end - begin);
+  }
+  return in;
+}
+
+// The pixels of that part, at most.
+inline int64_t most_input_pixels(const Geometry& g, const Boxes& boxes) {
+  int64_t pixels = boxes.step[0];
+  for (int a = 0; a < 3; a++)
+    pixels *= smaller(g.shape.in_size[a], (boxes.step[a + 1] - 1) * g.input_step[a] + g.high[a] - g.low[a] + 1);
+  return pixels;
+}
+
+// Where the first row of the whole image would be, from that of the part that is there.
+template <class T>
+inline T* whole_image(T* rows, const Box& part, const PixelStrides& strides) {
+  int64_t origin = part.batch * strides.batch;
+  for (int a = 0; a < 3; a++) origin += part.origin[a] * strides.axis[a];
+  return rows - origin;
 }
 
 // --- contiguous images, a box at a time ------------------------------------------------------------------------------
@@ -282,22 +305,13 @@ inline void copy_box(T* image, int64_t all_channels, const int64_t (&size)[3], c
 // The input under a box as pixel rows in `staged`; what is returned is where the first row of the whole image would be.
 template <class T>
 inline const T* stage_input(const Geometry& g, const void* x, const Box& box, T* staged, PixelStrides& strides) {
-  Box input = box;
-  for (int a = 0; a < 3; a++) {
-    const int64_t begin = larger(0, box.origin[a] * g.input_step[a] + g.low[a]);
-    const int64_t end =
-        smaller(g.shape.in_size[a], (box.origin[a] + box.count[a] - 1) * g.input_step[a] + g.high[a] + 1);
-    input.origin[a] = begin;
-    input.count[a] = larger(0, end - begin);
-  }
+  const Box input = input_box(g, box);
   const int64_t channels = g.shape.in_channels;
   if (input.pixels() > 0)
     copy_box<true>(static_cast<T*>(const_cast<void*>(x)), channels, g.shape.in_size, input, 0, channels, staged,
                    channels);
   strides = channels_last_strides(channels, input.count);
-  int64_t origin = input.batch * strides.batch;
-  for (int a = 0; a < 3; a++) origin += input.origin[a] * strides.axis[a];
-  return staged - origin;
+  return whole_image(staged, input, strides);
 }
 
 // The same from an image in channels_last.

@@ -28,7 +28,6 @@ struct ScatterForward {
   int axis;  // along which the output is cut into bands
   int64_t band, bands;
   BoxMoments box_moments{};
-  int64_t next_task = 0;
 
   explicit ScatterForward(const ConvForwardArgs& a)
       : args(a), shape(a.shape), layout(a.shape.out_channels, a.shape.in_channels, a.shape.kernel) {
@@ -227,21 +226,14 @@ struct ScatterForward {
       void* partial = scratch(Scratch::shared, BoxMoments::size(tasks, columns()) * sizeof(double));
       box_moments = {static_cast<double*>(partial), columns()};
     }
-    parallel_for(0, smaller(num_threads(), tasks), 1, [&](int64_t, int64_t) {
-      Arena arena;
-      take(arena);
-      arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
-      Work w = take(arena);
+    const auto prepare = [&](Work& w) {
       for (int64_t row = 0; row < layout.filter_rows; row++) {
         const int64_t tap[2] = {row / shape.kernel[1] * shape.dilation[0], row % shape.kernel[1] * shape.dilation[1]};
         w.filter_rows[row] = {tap[axis], (tap[0] * length(1) + tap[1]) * length(2) * columns()};
       }
-      while (true) {
-        const int64_t task = __atomic_fetch_add(&next_task, 1, __ATOMIC_RELAXED);
-        if (task >= tasks) return;
-        run_band(task, w);
-      }
-    });
+    };
+    for_each_task(
+        tasks, [&](Arena& arena) { return take(arena); }, prepare, [&](int64_t task, Work& w) { run_band(task, w); });
     if (!args.mean) return;
     const int64_t others = product(shape.out_size) / shape.out_size[axis];
     box_moments.finish(

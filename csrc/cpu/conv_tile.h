@@ -32,6 +32,15 @@ struct Epilogue {
   int64_t longest_run = kRun;
 };
 
+// One block of channels of a vector, with zeros after the last; null stays null.
+template <class T, class Sum = typename Tile<T>::Sum>
+inline const Sum* padded(const void* from, int64_t channel, int channels, Sum* to) {
+  if (!from) return nullptr;
+  std::memset(to, 0, PanelLayout<T>::block * sizeof(Sum));
+  std::memcpy(to, static_cast<const Sum*>(from) + channel, channels * sizeof(Sum));
+  return to;
+}
+
 GENCORE_INLINE vdouble map_lanes(vdouble v, double (*function)(double)) {
   for (int i = 0; i < Tile<double>::lanes; i++) v[i] = function(v[i]);
   return v;

@@ -106,7 +106,6 @@ struct WeightGradient {
   int64_t row_blocks, items, splits, capacity;
   const T* zeros;
   Sum* partial;  // [split][item][item_size], where splits > 1
-  int64_t next_task = 0;
 
   struct Work {
     Pixel* pixels;
@@ -138,11 +137,6 @@ struct WeightGradient {
     return (ceil_div(channels, line) | 1) * line;
   }
 
-  int64_t box_rows(int axis) const {
-    return smaller(shape.in_size[axis],
-                   (boxes.step[axis + 1] - 1) * g.input_step[axis] + g.high[axis] - g.low[axis] + 1);
-  }
-
   Work take(Arena& arena) const {
     Work w{};
     w.pixels = arena.take<Pixel>(capacity);
@@ -153,8 +147,7 @@ struct WeightGradient {
     if (splits == 1) w.total = arena.take<Sum>(item_size());
     if (stages_dense()) w.staged_dense = arena.take<T>(capacity * staged_stride(dense_block()));
     if (stages_gathered())
-      w.staged_gathered =
-          arena.take<T>(boxes.step[0] * box_rows(0) * box_rows(1) * box_rows(2) * staged_stride(gathered_block()));
+      w.staged_gathered = arena.take<T>(most_input_pixels(g, boxes) * staged_stride(gathered_block()));
     return w;
   }
 
@@ -202,21 +195,13 @@ struct WeightGradient {
       strides = channels_last_strides(shape.in_channels, shape.in_size);
       gathered += gathered_first;
     } else {
-      Box input = box;
-      for (int a = 0; a < 3; a++) {
-        const int64_t begin = larger(0, box.origin[a] * g.input_step[a] + g.low[a]);
-        const int64_t end =
-            smaller(shape.in_size[a], (box.origin[a] + box.count[a] - 1) * g.input_step[a] + g.high[a] + 1);
-        input.origin[a] = begin;
-        input.count[a] = larger(0, end - begin);
-      }
+      const Box input = input_box(g, box);
       const int64_t stride = staged_stride(gathered_count);
       if (input.pixels() > 0)
         stage(gathered, args.gathered_channels_last, shape.in_channels, shape.in_size, input, gathered_first,
               gathered_count, w.staged_gathered, stride);
       strides = channels_last_strides(stride, input.count);
-      gathered = w.staged_gathered - input.batch * strides.batch;
-      for (int a = 0; a < 3; a++) gathered -= input.origin[a] * strides.axis[a];
+      gathered = whole_image(w.staged_gathered, input, strides);
     }
     list_rows(g, g.tap, g.taps, w.pixels, pixels, gathered, strides, zeros, w.gathered_rows, capacity);
   }
@@ -321,17 +306,9 @@ struct WeightGradient {
     std::memset(const_cast<T*>(zeros), 0, shape.in_channels * sizeof(T));
 
     const int64_t tasks = items * splits;
-    parallel_for(0, smaller(num_threads(), tasks), 1, [&](int64_t, int64_t) {
-      Arena arena;
-      take(arena);
-      arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
-      Work w = take(arena);
-      while (true) {
-        const int64_t task = __atomic_fetch_add(&next_task, 1, __ATOMIC_RELAXED);
-        if (task >= tasks) return;
-        run_task(task, w);
-      }
-    });
+    for_each_task(
+        tasks, [&](Arena& arena) { return take(arena); }, [](Work&) {},
+        [&](int64_t task, Work& w) { run_task(task, w); });
     if (splits == 1) return;
     parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
       for (int64_t index = begin; index < end; index++) {

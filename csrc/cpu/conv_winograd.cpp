@@ -137,7 +137,6 @@ struct WinogradForward {
   int64_t capacity, splits;
   int64_t v_row, v_stride, m_stride;  // the latter, of values and sums, spread over the sets of the caches
   const float* zeros;
-  int64_t next_task = 0;
   int finite = 1;
 
   struct Work {  // one thread's arrays
@@ -159,9 +158,7 @@ struct WinogradForward {
     w.m = arena.take<float>(kSums * m_stride);
     w.bias = arena.take<float>(WinogradLayout::block);
     w.slopes = arena.take<float>(WinogradLayout::block);
-    if (!args.x_channels_last)
-      w.staged_x =
-          arena.take<float>(boxes.step[0] * input_extent(g, boxes, 1) * input_extent(g, boxes, 2) * shape.in_channels);
+    if (!args.x_channels_last) w.staged_x = arena.take<float>(most_input_pixels(g, boxes) * shape.in_channels);
     if (!args.y_channels_last) w.staged_y = arena.take<float>(kOutputs * capacity * WinogradLayout::block);
     return w;
   }
@@ -193,13 +190,6 @@ struct WinogradForward {
       transform_input<S>(w.rows + t, capacity, shape.in_channels, w.v + t * v_row, v_stride, kLanes);
   }
 
-  const float* padded(const void* from, int64_t channel, int channels, float* to) const {
-    if (!from) return nullptr;
-    std::memset(to, 0, WinogradLayout::block * sizeof(float));
-    std::memcpy(to, static_cast<const float*>(from) + channel, channels * sizeof(float));
-    return to;
-  }
-
   // All outputs of a box for one block of channels.
   bool run_block_of_columns(int64_t b, const Box& box, Work& w) const {
     const int vectors = layout.vectors(b);
@@ -221,8 +211,8 @@ struct WinogradForward {
       }
 
     e.channels = static_cast<int>(smaller(layout.columns - channel, width));
-    e.bias = padded(args.bias, channel, e.channels, w.bias);
-    e.slopes = padded(args.slopes, channel, e.channels, w.slopes);
+    e.bias = padded<float>(args.bias, channel, e.channels, w.bias);
+    e.slopes = padded<float>(args.slopes, channel, e.channels, w.slopes);
     e.activation = args.activation;
     e.negative_slope = static_cast<float>(args.negative_slope);
     e.has_residual = args.residual != nullptr;
@@ -233,8 +223,7 @@ struct WinogradForward {
       e.residual = static_cast<const char*>(args.residual) - static_cast<char*>(args.y);
     } else {
       strides = channels_last_strides(WinogradLayout::block, out_box.count);
-      y = w.staged_y - out_box.batch * strides.batch;
-      for (int a = 0; a < 3; a++) y -= out_box.origin[a] * strides.axis[a];
+      y = whole_image(w.staged_y, out_box, strides);
       if (e.has_residual)
         copy_box<true>(static_cast<float*>(const_cast<void*>(args.residual)), shape.out_channels, shape.out_size,
                        out_box, channel, e.channels, w.staged_y, WinogradLayout::block);
@@ -287,23 +276,19 @@ struct WinogradForward {
     fill_geometry(g, false);
     std::memset(const_cast<float*>(zeros), 0, shape.in_channels * sizeof(float));
     const int64_t tasks = boxes.number * splits;
-    parallel_for(0, smaller(num_threads(), tasks), 1, [&](int64_t, int64_t) {
-      Arena arena;
-      take(arena);
-      arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
-      Work w = take(arena);
+    const auto prepare = [&](Work& w) {
       for (int64_t i = 0; i < kValues; i++)
         for (int64_t t = 0; t < capacity; t++) w.v_rows[i * capacity + t] = w.v + i * v_stride + t * v_row;
-      while (true) {
-        const int64_t task = __atomic_fetch_add(&next_task, 1, __ATOMIC_RELAXED);
-        if (task >= tasks) return;
-        const Box box = box_at(boxes, shape.batch, g.grid, task / splits);
-        const int64_t split = task % splits, blocks = layout.blocks();
-        transform_inputs(box, w);
-        for (int64_t b = blocks * split / splits; b < blocks * (split + 1) / splits; b++)
-          if (!run_block_of_columns(b, box, w)) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
-      }
-    });
+    };
+    for_each_task(
+        tasks, [&](Arena& arena) { return take(arena); }, prepare,
+        [&](int64_t task, Work& w) {
+          const Box box = box_at(boxes, shape.batch, g.grid, task / splits);
+          const int64_t split = task % splits, blocks = layout.blocks();
+          transform_inputs(box, w);
+          for (int64_t b = blocks * split / splits; b < blocks * (split + 1) / splits; b++)
+            if (!run_block_of_columns(b, box, w)) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
+        });
   }
 };
 

@@ -85,11 +85,25 @@ struct Transposed3 {
   }
 };
 
-// The outer taps meet the even inputs, and the middle one the odd inputs.
-struct Strided3 {
-  static constexpr int kTaps = 3, kInputs = 5, kStep = 4, kOutputs = 2, kValues = 5, kSums = 3, kPairs = 5;
-  static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4}, kSum[kPairs] = {0, 0, 1, 2, 2};
+// A stride of 2: two outputs of F(2, 2), whatever the phases add to its three sums.
+struct Strided {
+  static constexpr int kStep = 4, kOutputs = 2, kSums = 3;
   static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[1] + m[2];
+  }
+  static GENCORE_INLINE void sums_gradient(const vfloat (&y)[kOutputs], vfloat (&m)[kSums]) {
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[1];
+  }
+};
+
+// The outer taps meet the even inputs, and the middle one the odd inputs.
+struct Strided3 : Strided {
+  static constexpr int kTaps = 3, kInputs = 5, kValues = 5, kPairs = 5;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4}, kSum[kPairs] = {0, 0, 1, 2, 2};
   static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
     v[0] = d[0] - d[2];
     v[1] = d[1];
@@ -102,15 +116,6 @@ struct Strided3 {
     u[1] = u[3] = g[1];
     u[2] = g[0] + g[2];
     u[4] = g[2];
-  }
-  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    y[0] = m[0] + m[1];
-    y[1] = m[1] + m[2];
-  }
-  static GENCORE_INLINE void sums_gradient(const vfloat (&y)[kOutputs], vfloat (&m)[kSums]) {
-    m[0] = y[0];
-    m[1] = y[0] + y[1];
-    m[2] = y[1];
   }
   static GENCORE_INLINE void filter_gradient(const vfloat (&u)[kPairs], vfloat (&g)[kTaps]) {
     g[0] = u[0] + u[2];
@@ -148,10 +153,9 @@ struct Transposed4 {
 };
 
 // Even taps meet the odd inputs and odd taps the even ones; the sums of the two are one.
-struct Strided4 {
-  static constexpr int kTaps = 4, kInputs = 6, kStep = 4, kOutputs = 2, kValues = 6, kSums = 3, kPairs = 6;
+struct Strided4 : Strided {
+  static constexpr int kTaps = 4, kInputs = 6, kValues = 6, kPairs = 6;
   static constexpr int kValue[kPairs] = {0, 3, 1, 4, 2, 5}, kSum[kPairs] = {0, 0, 1, 1, 2, 2};
-  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
   static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
     for (int i = 0; i < 2; i++) {
       v[3 * i] = d[i] - d[2 + i];
@@ -165,15 +169,6 @@ struct Strided4 {
       u[2 + i] = g[i] + g[2 + i];
       u[4 + i] = g[2 + i];
     }
-  }
-  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    y[0] = m[0] + m[1];
-    y[1] = m[1] + m[2];
-  }
-  static GENCORE_INLINE void sums_gradient(const vfloat (&y)[kOutputs], vfloat (&m)[kSums]) {
-    m[0] = y[0];
-    m[1] = y[0] + y[1];
-    m[2] = y[1];
   }
   static GENCORE_INLINE void filter_gradient(const vfloat (&u)[kPairs], vfloat (&g)[kTaps]) {
     for (int i = 0; i < 2; i++) {

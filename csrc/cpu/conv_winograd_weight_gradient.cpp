@@ -80,15 +80,14 @@ struct WinogradWeightGradient {
     float *staged_gathered, *staged_dense;
   };
 
-  int64_t staged_size(const Geometry& g) const {
-    return boxes.step[0] * input_extent(g, boxes, 1) * input_extent(g, boxes, 2) * g.shape.in_channels;
-  }
   Work take(Arena& arena) const {
     Work w{};
     w.tiles = arena.take<Pixel>(capacity);
     w.rows = arena.take<const float*>((kInputs > kOutputs ? kInputs : kOutputs) * capacity);
-    if (!args.gathered_channels_last) w.staged_gathered = arena.take<float>(staged_size(gathered));
-    if (!args.dense_channels_last) w.staged_dense = arena.take<float>(staged_size(dense));
+    if (!args.gathered_channels_last)
+      w.staged_gathered = arena.take<float>(most_input_pixels(gathered, boxes) * shape.in_channels);
+    if (!args.dense_channels_last)
+      w.staged_dense = arena.take<float>(most_input_pixels(dense, boxes) * shape.out_channels);
     return w;
   }
 

@@ -185,7 +185,7 @@ struct Fir {
           for (int64_t i = 0; i < count; i++) sum_rows(image, o + i, w.sources + i * source_size, w);
           for (int64_t i = 0; i < count; i++) filter_row(image, o + i, i * source_size, w);
         } else {
-          for (int64_t i = 0; i < count; i++) filter_rows(image, o + i, w);
+          for (int64_t i = 0; i < count; i++) output_row(image, o + i, w);
         }
         task += count;
       }
@@ -224,7 +224,7 @@ struct Fir {
   }
 
   // An output row of a filter that is no product: its input rows are kept, and all their taps are terms.
-  void filter_rows(int64_t image, int64_t o, Work& w) const {
+  void output_row(int64_t image, int64_t o, Work& w) const {
     const Phase& phase = rows[o];
     const int64_t begin = larger(0, -phase.base), end = smaller(phase.count, args.in_height - phase.base);
     const T* x = static_cast<const T*>(args.x) + image * args.in_height * args.in_width * channels;
