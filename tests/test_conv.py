@@ -191,6 +191,28 @@ def test_to_few_channels(shape, channels):
         torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("channels", "size", "out", "kernel", "arguments"),
+    [
+        (3, (37, 40), 64, (4, 4), {"stride": 2, "padding": 1}),
+        (1, (9, 3), 70, (3, 7), {"padding": (8, 9)}),
+        (2, (5, 70), 17, (2, 3), {"stride": (1, 5), "padding": (1, 0)}),
+        (4, (30, 31), 5, (7, 7), {"stride": 3, "padding": 3}),
+        (3, (500,), 20, (25,), {"stride": 4, "padding": 11}),
+        (3, (6, 9, 8), 33, (3, 4, 2), {"padding": (1, 2, 3), "dilation": (2, 1, 1)}),
+    ],
+)
+def test_from_few_channels(channels, size, out, kernel, arguments, dtype, channels_last):
+    """The taps of a filter row are one run of numbers, with padding on both sides, or with nothing else."""
+    name = f"conv{len(size)}d"
+    x, w, bias = make(name, (3, channels, *size), (out, channels, *kernel), dtype)
+    if channels_last and FORMATS[len(size)] is not None:
+        x = x.contiguous(memory_format=FORMATS[len(size)])
+    check_against_float64(name, x, w, bias, **arguments)
+
+
 def test_same_and_valid_padding():
     x, weight, bias = make("conv2d", (2, 4, 9, 8), (6, 4, 4, 3))
     for padding, dilation in itertools.product(("same", "valid"), (1, 2)):
@@ -530,6 +552,7 @@ def test_explains_itself(monkeypatch):
     small = torch.empty(1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
     assert chosen("conv_transpose2d", small, like.expand(64, 32, 4, 4), stride=2) == "reference"
     assert chosen("conv2d", torch.empty(64, 64, 32, 32), like.expand(64, 64, 1, 1)) == "cpu"
+    assert chosen("conv2d", torch.empty(16, 256, 16, 16), like.expand(256, 256, 1, 1)) == "reference"
     assert chosen("linear", like.expand(2, 2), like.expand(2, 2)) == "reference"
     for mkl, choice in ((False, "cpu"), (True, "reference")):
         monkeypatch.setattr("gencore.ops.linear.MKL_RUNS_AT_FULL_SPEED", mkl)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import pytest
@@ -35,13 +36,25 @@ SHAPES = [
     ("conv_transpose2d", (4, 20, 33, 35), 18, 3, {"stride": 2}),
     ("conv_transpose2d", (5, 16, 34, 32), 33, 3, {"stride": 2, "output_padding": 1}),
     ("conv_transpose2d", (2, 17, 16, 15), 18, 4, {"stride": 2, "padding": 1, "output_padding": (1, 0)}),
+    ("conv3d", (2, 20, 5, 9, 10), 66, 3, {"padding": 1}),
+    ("conv3d", (3, 16, 4, 7, 6), 33, (5, 3, 3), {"stride": (2, 1, 1), "padding": (3, 1, 0)}),
+    ("conv3d", (3, 18, 9, 18, 22), 65, 4, {"stride": 2, "padding": 1}),
+    ("conv_transpose3d", (2, 18, 5, 9, 8), 66, 4, {"stride": 2, "padding": 1}),
+    ("conv_transpose3d", (2, 16, 6, 8, 10), 20, (3, 4, 4), {"stride": (3, 2, 2), "padding": (0, 1, 1)}),
+    ("conv_transpose3d", (2, 20, 4, 6, 7), 16, (2, 3, 3), {"stride": (3, 1, 1), "output_padding": (1, 0, 0)}),
 ]
+VOLUMES = range(17, 23)
 
 
-def draw(name: str, shape: tuple[int, ...], out: int, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
+def last_format(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last if t.dim() == 4 else torch.channels_last_3d)
+
+
+def draw(name: str, shape: tuple[int, ...], out: int, kernel: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     x, bias = torch.randn(shape), torch.randn(out)
+    sides = (kernel,) * (len(shape) - 2) if isinstance(kernel, int) else kernel
     channels = (shape[1], out) if "transpose" in name else (out, shape[1])
-    return x, torch.randn(*channels, kernel, kernel) / (shape[1] * kernel * kernel) ** 0.5, bias
+    return x, torch.randn(*channels, *sides) / (shape[1] * prod(sides)) ** 0.5, bias
 
 
 def ran() -> bool:
@@ -56,14 +69,16 @@ def test_matches_float64(
 ) -> None:
     x, weight, bias = draw(name, shape, out, kernel)
     if channels_last:
-        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+        x, weight = (last_format(t) for t in (x, weight))
     check_against_float64(name, x, weight, bias, **arguments)
     getattr(G, name)(x, weight, bias, **arguments, impl="cpu")
     assert ran()
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "prelu", "tanh", "sigmoid", "silu"])
-@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14)])
+@pytest.mark.parametrize(
+    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14, 19, 20)]
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_epilogue(
     name: str,
@@ -76,7 +91,7 @@ def test_epilogue(
 ) -> None:
     x, weight, bias = draw(name, shape, out, kernel)
     if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = last_format(x)
     residual = torch.randn_like(getattr(F, name)(x, weight, None, **arguments))
     for scale in (torch.rand(out) + 0.5, torch.rand(shape[0], out) + 0.5):
         epilogue = {"scale": scale, "residual": residual, "activation": activation, "slopes": torch.rand(out)}
@@ -88,14 +103,16 @@ def test_epilogue(
 
 
 @pytest.mark.parametrize("strides", ["contiguous", "channels_last", "transposed", "cut out"])
-@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14)])
+@pytest.mark.parametrize(
+    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES)]
+)
 def test_weights_of_any_strides(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any], strides: str
 ) -> None:
     x, weight, _ = draw(name, shape, out, kernel)
     wanted = getattr(F, name)(x, weight, **arguments)
     if strides == "channels_last":
-        weight = weight.contiguous(memory_format=torch.channels_last)
+        weight = last_format(weight)
     elif strides == "transposed":
         weight = weight.mT.contiguous().mT
     elif strides == "cut out":
@@ -104,14 +121,16 @@ def test_weights_of_any_strides(
     assert ran()
 
 
-@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14)])
+@pytest.mark.parametrize(
+    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14, 17, 19, 20)]
+)
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
 def test_what_is_not_finite_stays_where_it_belongs(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any], value: float
 ) -> None:
     """Outputs that share a tile with it get their own values, by direct sums; so do sums that overflow in between."""
     x, weight, _ = draw(name, shape, out, kernel)
-    x[0, 3, 4, 4], x[0, 3, 4, 6] = value, -value
+    x[0, 3, ..., 4, 4].view(-1)[0], x[0, 3, ..., 4, 6].view(-1)[0] = value, -value
     residual = torch.randn_like(getattr(F, name)(x, weight, **arguments))
     ours, wanted = (
         getattr(G, name)(x, weight, **arguments, residual=residual, activation="relu", impl=impl)
@@ -154,7 +173,31 @@ def test_weight_gradient_of_many_parts(
     assert taken == [True]
 
 
-@pytest.mark.parametrize(("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14)])
+@pytest.mark.parametrize(
+    ("name", "kernel", "arguments"),
+    [
+        ("conv3d", (3, 3, 3), {"padding": 1}),
+        ("conv3d", (4, 4, 4), {"stride": 2, "padding": 1}),
+        ("conv3d", (5, 3, 3), {"stride": (3, 1, 1), "padding": (4, 0, 1)}),
+        ("conv_transpose3d", (4, 4, 4), {"stride": 2, "padding": 1}),
+        ("conv_transpose3d", (2, 3, 3), {"stride": (3, 1, 1), "padding": (1, 1, 2)}),
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_weight_gradient_of_volumes(
+    name: str, kernel: tuple[int, ...], arguments: dict[str, Any], channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    fits = conv_core.weight_gradient_by_winograd
+    monkeypatch.setattr(conv_core, "weight_gradient_by_winograd", lambda *a: taken.append(fits(*a)) or taken[-1])
+    x, weight, _ = draw(name, (5, 60, 7, 12, 10), 62, kernel)
+    check_against_float64(name, *(map(last_format, (x, weight)) if channels_last else (x, weight)), None, **arguments)
+    assert taken and all(taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES)]
+)
 def test_bits_do_not_depend_on_threads(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any]
 ) -> None:

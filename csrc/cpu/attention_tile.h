@@ -30,24 +30,31 @@ constexpr int64_t padded_columns(int64_t columns) {
 
 // --- products --------------------------------------------------------------------------------------------------------
 
+// Products that meet in one sum before that goes into a sum of sums: see kRun.
+constexpr int64_t kAttentionRun = 64;
+
 template <class C, int NV>
 inline void multiply_panel(const C* const* rows, int64_t count, int64_t length, const C* panel, C* to, int64_t stride,
                            bool accumulate) {
   using V = typename Tile<C>::V;
   constexpr int MR = tile_rows(NV), lanes = Tile<C>::lanes;
   for (int64_t r = 0; r < count; r += MR) {
-    V sum[MR][NV] = {};
     C* block = to + r * stride;
-    if (accumulate)
+    bool add = accumulate;
+    int64_t k = 0;
+    do {
+      V sum[MR][NV] = {};
+      multiply_segment<C, false, MR, NV>(rows + r, k, least(kAttentionRun, length - k), panel + k * NV * lanes, sum);
 #pragma GCC unroll 12
       for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; j++) sum[i][j] = load_vector<V>(block + i * stride + j * lanes);
-    multiply_segment<C, false, MR, NV>(rows + r, 0, length, panel, sum);
-#pragma GCC unroll 12
-    for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) store_vector(block + i * stride + j * lanes, sum[i][j]);
+        for (int j = 0; j < NV; j++) {
+          C* at = block + i * stride + j * lanes;
+          store_vector(at, add ? load_vector<V>(at) + sum[i][j] : sum[i][j]);
+        }
+      add = true;
+      k += kAttentionRun;
+    } while (k < length);
   }
 }
 

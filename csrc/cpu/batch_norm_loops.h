@@ -30,19 +30,33 @@ GENCORE_INLINE void for_each_run(const BatchNormShape& shape, int64_t channel, i
   }
 }
 
-// Eight vectors of channels at a time: 128 channels of float32 with AVX-512, so that narrow rows are read as they lie
-// in memory, and the sums stay in registers.
+// Rows that are walked together, all column tiles of them before the next: wide rows are then read about as they lie.
+constexpr int64_t kRows = 16;
+
+// Up to eight vectors of channels at a time, 128 channels of float32 with AVX-512: the sums stay in registers.
 //
 // body<vectors>(column, n) for the column tiles of a row (inner == 1); the last vector of a tile has n lanes.
 template <int lanes, class Body>
 GENCORE_INLINE void for_each_tile(int64_t channels, const Body& body) {
-  constexpr int kWide = 8;
   int64_t column = 0;
-  for (; column + kWide * lanes <= channels; column += kWide * lanes)
-    body.template operator()<kWide>(column, int64_t{lanes});
+  for (; column + 8 * lanes <= channels; column += 8 * lanes) body.template operator()<8>(column, int64_t{lanes});
+  if (column + 4 * lanes <= channels) {
+    body.template operator()<4>(column, int64_t{lanes});
+    column += 4 * lanes;
+  }
   for (; column < channels; column += lanes) {
     const int64_t left = channels - column;
     body.template operator()<1>(column, left < lanes ? left : int64_t{lanes});
+  }
+}
+
+// body<vectors>(column, n, first, last) for the tiles of rows [begin, end), kRows rows at a time.
+template <int lanes, class Body>
+GENCORE_INLINE void for_each_tile_of_rows(int64_t channels, int64_t begin, int64_t end, const Body& body) {
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t last = first + kRows < end ? first + kRows : end;
+    for_each_tile<lanes>(channels, [&]<int vectors>(int64_t column, int64_t n)
+                                       GENCORE_LAMBDA { body.template operator()<vectors>(column, n, first, last); });
   }
 }
 

@@ -8,19 +8,6 @@ namespace gencore::GENCORE_ISA {
 
 constexpr int few_rows(int columns) { return columns == 1 ? 12 : columns == 2 ? 8 : columns == 3 ? 5 : 4; }
 
-// v[0] = the lane sums of v[0], v[1], ..., one a lane.
-template <int step>
-GENCORE_INLINE void fold(vfloat (&v)[kLanes]) {
-  if constexpr (step < kLanes) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; i += 2 * step) {
-      exchange<step>(v[i], v[i + step]);
-      v[i] += v[i + step];
-    }
-    fold<2 * step>(v);
-  }
-}
-
 // sums[pixel * NC + column] for pixels [pixel, pixel + MR).
 template <int MR, int NC>
 void run_few_tile(const Segment<float>* segments, int64_t count, int64_t pixel, float* sums) {

@@ -1,3 +1,4 @@
+#include "cpu/conv_fold.h"
 #include "cpu/conv_scatter.h"
 
 namespace gencore::GENCORE_ISA {
@@ -22,6 +23,7 @@ struct Forward {
 
   const ConvForwardArgs& args;
   const ConvShape& shape;
+  bool folded;
   Geometry g;
   PanelLayout<T> layout;
   Boxes boxes;
@@ -29,9 +31,7 @@ struct Forward {
   const T* zeros;
   BoxMoments box_moments;
 
-  struct Work {  // one thread's arrays
-    Pixel* pixels;
-    Pixel* phase_pixels;
+  struct Work {         // one thread's arrays
     const T** rows;     // [tap][capacity]
     T** out;            // [phase][capacity]
     const Sum** scale;  // [phase][capacity]
@@ -51,8 +51,6 @@ struct Forward {
 
   Work take(Arena& arena) const {
     Work w{};
-    w.pixels = arena.take<Pixel>(capacity);
-    w.phase_pixels = arena.take<Pixel>(capacity);
     w.rows = arena.take<const T*>(g.taps * capacity);
     w.out = arena.take<T*>(g.phases * capacity);
     if (args.scale) w.scale = arena.take<const Sum*>(g.phases * capacity);
@@ -62,20 +60,24 @@ struct Forward {
     w.bias = arena.take<Sum>(layout.block);
     w.slopes = arena.take<Sum>(layout.block);
     if (args.mean) w.moments = arena.take<Moments<T>>(1);
-    if (!args.x_channels_last) w.staged_x = arena.take<T>(most_input_pixels(g, boxes) * shape.in_channels);
+    if (folded)
+      w.staged_x = arena.take<T>(most_folded(g, boxes, shape));
+    else if (!args.x_channels_last)
+      w.staged_x = arena.take<T>(most_input_pixels(g, boxes) * shape.in_channels);
     if (!args.y_channels_last) w.staged_y = arena.take<T>(capacity * g.phases * layout.block);
     return w;
   }
 
   // Where rows of the box's input are: in place, or copied to pixel rows.
   const T* input_rows(const Box& box, Work& w, PixelStrides& strides) const {
+    if (folded)
+      return stage_folded(g, shape, static_cast<const T*>(args.x), args.x_channels_last, box, w.staged_x, strides);
     if (!args.x_channels_last) return stage_input(g, args.x, box, w.staged_x, strides);
     strides = channels_last_strides(shape.in_channels, shape.in_size);
     return static_cast<const T*>(args.x);
   }
 
   void make_tables(const Box& box, Work& w) const {
-    list_pixels(box, boxes.batch_inside, w.pixels);
     PixelStrides x_strides, y_strides;
     const T* x = input_rows(box, w, x_strides);
     const Box out_box = output_box(g, box);
@@ -86,28 +88,22 @@ struct Forward {
       y_strides = channels_last_strides(layout.block, out_box.count);
       y = whole_image(w.staged_y, out_box, y_strides);
     }
-    const int64_t number = box.pixels();
+    const int64_t step = boxes.batch_inside ? y_strides.batch : g.output_step[2] * y_strides.axis[2];
+    const int64_t scale_of_sample = args.scale_per_sample ? shape.out_channels : 0;
     for (int64_t p = 0; p < g.phases; p++) {
       const Phase& phase = g.phase[p];
-      int64_t count = 0;
-      T** out = w.out + p * capacity;
-      for (int64_t i = 0; i < number; i++) {
-        int64_t offset = w.pixels[i].batch * y_strides.batch;
-        bool inside = true;
-        for (int a = 0; a < 3; a++) {
-          const int64_t index = phase.first[a] + w.pixels[i].at[a] * g.output_step[a];
-          inside &= index < shape.out_size[a];
-          offset += index * y_strides.axis[a];
-        }
-        w.phase_pixels[count] = w.pixels[i];
-        out[count] = y + offset;
-        if (w.scale)
-          w.scale[p * capacity + count] = static_cast<const Sum*>(args.scale) +
-                                          (args.scale_per_sample ? w.pixels[i].batch * shape.out_channels : 0);
-        count += inside;
-      }
-      w.counts[p] = count;
-      list_rows(g, g.tap + phase.tap_begin, phase.tap_count, w.phase_pixels, count, x, x_strides, zeros,
+      const Box own = phase_box(g, phase, box);
+      w.counts[p] = own.pixels();
+      for_each_run(own, boxes.batch_inside, [&](int64_t i, const Pixel& pixel, int64_t count) {
+        int64_t offset = pixel.batch * y_strides.batch;
+        for (int a = 0; a < 3; a++) offset += (phase.first[a] + pixel.at[a] * g.output_step[a]) * y_strides.axis[a];
+        for (int64_t j = 0; j < count; j++) w.out[p * capacity + i + j] = y + (offset + j * step);
+        if (!w.scale) return;
+        const Sum* scale = static_cast<const Sum*>(args.scale) + pixel.batch * scale_of_sample;
+        const int64_t more = boxes.batch_inside ? scale_of_sample : 0;
+        for (int64_t j = 0; j < count; j++) w.scale[p * capacity + i + j] = scale + j * more;
+      });
+      list_rows(g, g.tap + phase.tap_begin, phase.tap_count, own, boxes.batch_inside, x, x_strides, zeros,
                 w.rows + phase.tap_begin * capacity, capacity);
     }
   }
@@ -189,8 +185,8 @@ struct Forward {
   }
 
   void cut() {
-    layout = {shape.groups, shape.out_channels / shape.groups, shape.in_channels / shape.groups, g.taps};
-    const bool staged = !args.x_channels_last || !args.y_channels_last;
+    layout = {shape.groups, shape.out_channels / shape.groups, g.shape.in_channels / shape.groups, g.taps};
+    const bool staged = folded || !args.x_channels_last || !args.y_channels_last;
     const bool batch_inside = product(g.grid) <= kSmallGrid && g.taps > 1;
     const int64_t fitting = kRowBytes / (shape.in_channels * static_cast<int64_t>(sizeof(T)));
     const int64_t sharing = shape.batch * product(g.grid) / kEnoughBoxes;
@@ -205,15 +201,15 @@ struct Forward {
   void run() {
     Arena shared;
     for (int round = 0; round < 2; round++) {
-      g = make_geometry(shape, args.transposed, shared);
+      g = make_geometry(folded ? fold(shape) : shape, args.transposed, shared);
       cut();
-      zeros = shared.take<T>(shape.in_channels);
+      zeros = shared.take<T>(g.shape.in_channels);
       if (args.mean)
         box_moments = {shared.take<double>(BoxMoments::size(boxes.number, shape.out_channels)), shape.out_channels};
       if (round == 0) shared = {static_cast<char*>(scratch(Scratch::shared, shared.used)), 0};
     }
     fill_geometry(g, args.transposed);
-    std::memset(const_cast<T*>(zeros), 0, shape.in_channels * sizeof(T));
+    std::memset(const_cast<T*>(zeros), 0, g.shape.in_channels * sizeof(T));
     const int64_t tasks = boxes.number * splits;
     for_each_task(
         tasks, [&](Arena& arena) { return take(arena); }, [](Work&) {},
@@ -236,11 +232,13 @@ struct Forward {
 void conv_forward(const ConvForwardArgs& args) {
   switch (args.dtype) {
     case Dtype::float64: {
-      Forward<double> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr, {}};
+      Forward<double> forward{args,    args.shape, folds<double>(args.shape, args.transposed), {}, {}, {}, 0, 0, 0,
+                              nullptr, {}};
       return forward.run<false>();
     }
     case Dtype::bfloat16: {
-      Forward<bfloat16> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr, {}};
+      Forward<bfloat16> forward{args,    args.shape, folds<bfloat16>(args.shape, args.transposed), {}, {}, {}, 0, 0, 0,
+                                nullptr, {}};
 #if defined(__AVX512F__)
       if (__builtin_cpu_supports("avx512bf16")) return forward.run<true>();
 #endif
@@ -248,7 +246,8 @@ void conv_forward(const ConvForwardArgs& args) {
     }
     default: {
       if (ScatterForward scatter{args}; scatter.pays()) return scatter.run();
-      Forward<float> forward{args, args.shape, {}, {}, {}, 0, 0, 0, nullptr, {}};
+      Forward<float> forward{args,    args.shape, folds<float>(args.shape, args.transposed), {}, {}, {}, 0, 0, 0,
+                             nullptr, {}};
       return forward.run<false>();
     }
   }

@@ -179,60 +179,58 @@ inline Box box_at(const Boxes& boxes, int64_t batch, const int64_t (&grid)[3], i
 }
 
 struct Pixel {
-  int32_t batch, at[3];
+  int64_t batch, at[3];
 };
 
-inline void list_pixels(const Box& box, bool batch_inside, Pixel* pixels) {
-  const int64_t outer = batch_inside ? 1 : box.batch_count, inner = batch_inside ? box.batch_count : 1;
-  for (int64_t n = 0; n < outer; n++)
+// body(i, pixel, count) for runs of pixels of a box, in the order in which they stand in tables: pixels i to i + count,
+// the first of which is given, differ in the last axis, or with batch_inside in the batch index.
+template <class Body>
+inline void for_each_run(const Box& box, bool batch_inside, const Body& body) {
+  const int64_t images = batch_inside ? 1 : box.batch_count, columns = batch_inside ? box.count[2] : 1;
+  const int64_t run = batch_inside ? box.batch_count : box.count[2];
+  int64_t i = 0;
+  for (int64_t n = 0; n < images; n++)
     for (int64_t d = 0; d < box.count[0]; d++)
       for (int64_t h = 0; h < box.count[1]; h++)
-        for (int64_t w = 0; w < box.count[2]; w++)
-          for (int64_t m = 0; m < inner; m++)
-            *pixels++ = {static_cast<int32_t>(box.batch + n + m),
-                         {static_cast<int32_t>(box.origin[0] + d), static_cast<int32_t>(box.origin[1] + h),
-                          static_cast<int32_t>(box.origin[2] + w)}};
+        for (int64_t w = 0; w < columns; w++, i += run)
+          body(i, Pixel{box.batch + n, {box.origin[0] + d, box.origin[1] + h, box.origin[2] + w}}, run);
 }
 
-// rows[t * stride + i]: the input row that pixel i meets at tap t; `zeros` in the padding.
+// rows[t * stride + i]: the input row that pixel i of the box meets at tap t; `zeros` in the padding.
 template <class T>
-inline void list_rows(const Geometry& g, const Tap* taps, int64_t tap_count, const Pixel* pixels, int64_t count,
+inline void list_rows(const Geometry& g, const Tap* taps, int64_t tap_count, const Box& box, bool batch_inside,
                       const T* x, const PixelStrides& strides, const T* zeros, const T** rows, int64_t stride) {
-  // Most pixels are inside at every tap; for these, one addition a tap.
-  constexpr int64_t kTaps = 64;
-  int64_t low[3] = {0, 0, 0}, high[3] = {0, 0, 0}, shift[kTaps];
-  for (int64_t t = 0; t < tap_count; t++)
-    for (int a = 0; a < 3; a++) {
-      if (t < kTaps) shift[t] = (a ? shift[t] : 0) + taps[t].offset[a] * strides.axis[a];
-      low[a] = t ? smaller(low[a], taps[t].offset[a]) : taps[t].offset[a];
-      high[a] = t ? larger(high[a], taps[t].offset[a]) : taps[t].offset[a];
-    }
-  for (int64_t i = 0; i < count; i++) {
-    int64_t at[3], base = pixels[i].batch * strides.batch;
-    bool inside = true;
-    for (int a = 0; a < 3; a++) {
-      at[a] = pixels[i].at[a] * g.input_step[a];
-      base += at[a] * strides.axis[a];
-      inside &= at[a] + low[a] >= 0 && at[a] + high[a] < g.shape.in_size[a];
-    }
-    if (inside && tap_count <= kTaps) {
-      for (int64_t t = 0; t < tap_count; t++) rows[t * stride + i] = x + base + shift[t];
-      continue;
-    }
+  const int64_t step = batch_inside ? strides.batch : g.input_step[2] * strides.axis[2];
+  for_each_run(box, batch_inside, [&](int64_t i, const Pixel& pixel, int64_t count) {
     for (int64_t t = 0; t < tap_count; t++) {
-      int64_t offset = base;
-      bool valid = inside;
-      if (!inside) {
-        valid = true;
-        for (int a = 0; a < 3; a++) {
-          const int64_t index = at[a] + taps[t].offset[a];
-          valid &= index >= 0 && index < g.shape.in_size[a];
-        }
+      int64_t at[3], offset = pixel.batch * strides.batch;
+      bool inside = true;
+      for (int a = 0; a < 3; a++) {
+        at[a] = pixel.at[a] * g.input_step[a] + taps[t].offset[a];
+        offset += at[a] * strides.axis[a];
+        if (a < 2 || batch_inside) inside &= at[a] >= 0 && at[a] < g.shape.in_size[a];
       }
-      for (int a = 0; a < 3; a++) offset += taps[t].offset[a] * strides.axis[a];
-      rows[t * stride + i] = valid ? x + offset : zeros;
+      // Pixels [first, last) of the run meet the image.
+      int64_t first = 0, last = inside ? count : 0;
+      if (inside && !batch_inside) {
+        first = smaller(count, ceil_div(larger(0, -at[2]), g.input_step[2]));
+        last = larger(first, smaller(count, ceil_div(larger(0, g.shape.in_size[2] - at[2]), g.input_step[2])));
+      }
+      const T** to = rows + t * stride + i;
+      for (int64_t j = 0; j < first; j++) to[j] = zeros;
+      for (int64_t j = first; j < last; j++) to[j] = x + (offset + j * step);
+      for (int64_t j = last; j < count; j++) to[j] = zeros;
     }
+  });
+}
+
+// The pixels of a box that one phase has: the others would be past the output.
+inline Box phase_box(const Geometry& g, const Phase& phase, Box box) {
+  for (int a = 0; a < 3; a++) {
+    const int64_t all = ceil_div(larger(0, g.shape.out_size[a] - phase.first[a]), g.output_step[a]);
+    box.count[a] = larger(0, smaller(box.count[a], all - box.origin[a]));
   }
+  return box;
 }
 
 // The part of the output that a box of the grid covers, all phases together.

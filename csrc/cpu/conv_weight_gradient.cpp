@@ -1,4 +1,5 @@
-#include "cpu/conv_geometry.h"
+#include "cpu/conv_fold.h"
+#include "cpu/conv_outer.h"
 #include "gencore/parallel.h"
 
 namespace gencore::GENCORE_ISA {
@@ -18,85 +19,13 @@ constexpr int64_t kTasks = 16;
 constexpr int64_t kRunPixels = 64;
 constexpr int64_t kRunBoxes = 16;
 
-GENCORE_INLINE float to_sum(float v) { return v; }
-GENCORE_INLINE double to_sum(double v) { return v; }
-GENCORE_INLINE float to_sum(bfloat16 v) {
-  const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-
-// sums[i][j] += sum over pixels of rows[p][offset + i] * panel[p][j].
-template <class T, int MR, int NV>
-void outer_product(const T* const* rows, int64_t offset, int64_t pixels, const typename Tile<T>::Sum* panel,
-                   typename Tile<T>::Sum* sums) {
-  using V = typename Tile<T>::V;
-  constexpr int lanes = Tile<T>::lanes, width = NV * lanes;
-  V sum[MR][NV];
-#pragma GCC unroll 12
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) sum[i][j] = V{};
-  for (int64_t p = 0; p < pixels; p++) {
-    const T* a = rows[p] + offset;
-    V b[NV];
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) b[j] = load_vector<V>(panel + p * width + j * lanes);
-#pragma GCC unroll 12
-    for (int i = 0; i < MR; i++) {
-      const V value = splat<V>(to_sum(a[i]));
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
-    }
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) {
-      auto* to = sums + i * width + j * lanes;
-      store_vector(to, load_vector<V>(to) + sum[i][j]);
-    }
-}
-
-template <class T, int MR, int NV>
-void outer_products(const T* const* rows, int64_t offset, int64_t pixels, const typename Tile<T>::Sum* panel,
-                    int64_t count, typename Tile<T>::Sum* sums) {
-  if constexpr (MR > 0) {
-    constexpr int64_t width = NV * Tile<T>::lanes;
-    if constexpr (MR == tile_rows(NV)) {
-      for (int64_t i = 0; i + MR <= count; i += MR)
-        outer_product<T, MR, NV>(rows, offset + i, pixels, panel, sums + i * width);
-    } else if (count % tile_rows(NV) == MR) {
-      outer_product<T, MR, NV>(rows, offset + count - MR, pixels, panel, sums + (count - MR) * width);
-    }
-    outer_products<T, MR - 1, NV>(rows, offset, pixels, panel, count, sums);
-  }
-}
-
-template <class T>
-void run_outer(int vectors, const T* const* rows, int64_t offset, int64_t pixels, const typename Tile<T>::Sum* panel,
-               int64_t count, typename Tile<T>::Sum* sums) {
-  switch (vectors) {
-    case 1:
-      return outer_products<T, tile_rows(1), 1>(rows, offset, pixels, panel, count, sums);
-    case 2:
-      return outer_products<T, tile_rows(2), 2>(rows, offset, pixels, panel, count, sums);
-#if defined(__AVX512F__)
-    case 3:
-      return outer_products<T, tile_rows(3), 3>(rows, offset, pixels, panel, count, sums);
-    case 4:
-      return outer_products<T, tile_rows(4), 4>(rows, offset, pixels, panel, count, sums);
-#endif
-  }
-}
-
-template <class T>
+template <class T, bool native>
 struct WeightGradient {
   using Sum = typename Tile<T>::Sum;
 
   const ConvWeightGradientArgs& args;
   const ConvShape& shape;
+  bool folded;  // gathered channels and taps, as in conv_fold.h
   Geometry g;
   Boxes boxes;
   // The side whose channels run along the vectors, and the side that is broadcast, a few channels a tile.
@@ -108,7 +37,6 @@ struct WeightGradient {
   Sum* partial;  // [split][item][item_size], where splits > 1
 
   struct Work {
-    Pixel* pixels;
     const T** gathered_rows;  // [tap][capacity]
     const T** dense_rows;     // [capacity]
     Sum* panel;               // [kRunPixels][block]
@@ -139,14 +67,15 @@ struct WeightGradient {
 
   Work take(Arena& arena) const {
     Work w{};
-    w.pixels = arena.take<Pixel>(capacity);
     w.gathered_rows = arena.take<const T*>(g.taps * capacity);
     w.dense_rows = arena.take<const T*>(capacity);
     w.panel = arena.take<Sum>(kRunPixels * columns.block);
     w.sums = arena.take<Sum>(item_size());
     if (splits == 1) w.total = arena.take<Sum>(item_size());
     if (stages_dense()) w.staged_dense = arena.take<T>(capacity * staged_stride(dense_block()));
-    if (stages_gathered())
+    if (folded)
+      w.staged_gathered = arena.take<T>(most_folded(g, boxes, shape));
+    else if (stages_gathered())
       w.staged_gathered = arena.take<T>(most_input_pixels(g, boxes) * staged_stride(gathered_block()));
     return w;
   }
@@ -172,16 +101,15 @@ struct WeightGradient {
     const int64_t gathered_first = item.group * gathered_group + (vectors_dense ? item.row : item.column);
     const int64_t gathered_count = vectors_dense ? item.rows : item.columns;
     const int64_t pixels = box.pixels();
-    list_pixels(box, boxes.batch_inside, w.pixels);
 
     const T* dense = static_cast<const T*>(args.dense);
     if (!stages_dense()) {
       const PixelStrides strides = channels_last_strides(shape.out_channels, shape.out_size);
-      for (int64_t p = 0; p < pixels; p++) {
-        int64_t offset = w.pixels[p].batch * strides.batch + dense_first;
-        for (int a = 0; a < 3; a++) offset += w.pixels[p].at[a] * strides.axis[a];
-        w.dense_rows[p] = dense + offset;
-      }
+      for_each_run(box, false, [&](int64_t i, const Pixel& pixel, int64_t count) {
+        int64_t offset = pixel.batch * strides.batch + dense_first;
+        for (int a = 0; a < 3; a++) offset += pixel.at[a] * strides.axis[a];
+        for (int64_t j = 0; j < count; j++) w.dense_rows[i + j] = dense + offset + j * strides.axis[2];
+      });
     } else {
       const int64_t stride = staged_stride(dense_count);
       stage(dense, args.dense_channels_last, shape.out_channels, shape.out_size, box, dense_first, dense_count,
@@ -191,7 +119,9 @@ struct WeightGradient {
 
     const T* gathered = static_cast<const T*>(args.gathered);
     PixelStrides strides;
-    if (!stages_gathered()) {
+    if (folded) {
+      gathered = stage_folded(g, shape, gathered, args.gathered_channels_last, box, w.staged_gathered, strides);
+    } else if (!stages_gathered()) {
       strides = channels_last_strides(shape.in_channels, shape.in_size);
       gathered += gathered_first;
     } else {
@@ -203,7 +133,7 @@ struct WeightGradient {
       strides = channels_last_strides(stride, input.count);
       gathered = whole_image(w.staged_gathered, input, strides);
     }
-    list_rows(g, g.tap, g.taps, w.pixels, pixels, gathered, strides, zeros, w.gathered_rows, capacity);
+    list_rows(g, g.tap, g.taps, box, false, gathered, strides, zeros, w.gathered_rows, capacity);
   }
 
   static void stage(const T* image, bool channels_last, int64_t all_channels, const int64_t (&size)[3], const Box& box,
@@ -214,28 +144,17 @@ struct WeightGradient {
       copy_box<true>(const_cast<T*>(image), all_channels, size, box, channel, channels, rows, stride);
   }
 
-  void fill_panel(const T* const* rows, int64_t pixels, const Item& item, Sum* panel) const {
-    const int64_t width = item.vectors * Tile<T>::lanes;
-    for (int64_t p = 0; p < pixels; p++) {
-      Sum* to = panel + p * width;
-      for (int j = 0; j < item.vectors; j++) {
-        const int n = static_cast<int>(smaller(Tile<T>::lanes, item.columns - j * Tile<T>::lanes));
-        store_vector(to + j * Tile<T>::lanes, load_lanes(rows[p] + j * Tile<T>::lanes, n));
-      }
-    }
-  }
-
   void run_box(const Box& box, const Item& item, Work& w, Sum* sums) const {
     make_tables(box, item, w);
     const int64_t pixels = box.pixels(), width = item.vectors * Tile<T>::lanes;
     for (int64_t first = 0; first < pixels; first += kRunPixels) {
       const int64_t run = smaller(kRunPixels, pixels - first);
-      if (vectors_dense) fill_panel(w.dense_rows + first, run, item, w.panel);
+      if (vectors_dense) fill_panel<T, native>(w.dense_rows + first, run, item.vectors, item.columns, w.panel);
       for (int64_t t = 0; t < g.taps; t++) {
         const T* const* gathered = w.gathered_rows + t * capacity + first;
-        if (!vectors_dense) fill_panel(gathered, run, item, w.panel);
-        run_outer<T>(item.vectors, vectors_dense ? gathered : w.dense_rows + first, 0, run, w.panel, item.rows,
-                     sums + t * item.rows * width);
+        if (!vectors_dense) fill_panel<T, native>(gathered, run, item.vectors, item.columns, w.panel);
+        run_outer<T, native>(item.vectors, vectors_dense ? gathered : w.dense_rows + first, 0, run, w.panel, item.rows,
+                             sums + t * item.rows * width);
       }
     }
   }
@@ -243,19 +162,21 @@ struct WeightGradient {
   // weight_gradient of one item from its sums [tap][row][column].
   void write(const Item& item, const Sum* sums) const {
     const int64_t dense_group = shape.out_channels / shape.groups, gathered_group = shape.in_channels / shape.groups;
-    const int64_t width = item.vectors * Tile<T>::lanes, taps = g.taps;
+    // Folded or not, the sums lie in the order [tap][gathered channel].
+    const int64_t width = item.vectors * Tile<T>::lanes, taps = product(shape.kernel);
+    const int64_t rows = folded ? gathered_group : item.rows;
     Sum* out = static_cast<Sum*>(args.weight_gradient) + item.group * dense_group * gathered_group * taps;
     if (vectors_dense && taps == 1) {
-      transpose(sums, width, out + item.column * gathered_group + item.row, gathered_group, item.rows, item.columns);
+      transpose(sums, width, out + item.column * gathered_group + item.row, gathered_group, rows, item.columns);
       return;
     }
-    for (int64_t i = 0; i < item.rows; i++) {
+    for (int64_t i = 0; i < rows; i++) {
       const Sum* from = sums + i * width;
       if (vectors_dense)
-        transpose(from, item.rows * width, out + (item.column * gathered_group + item.row + i) * taps,
-                  gathered_group * taps, taps, item.columns);
+        transpose(from, rows * width, out + (item.column * gathered_group + item.row + i) * taps, gathered_group * taps,
+                  taps, item.columns);
       else
-        transpose(from, item.rows * width, out + ((item.row + i) * gathered_group + item.column) * taps, taps, taps,
+        transpose(from, rows * width, out + ((item.row + i) * gathered_group + item.column) * taps, taps, taps,
                   item.columns);
     }
   }
@@ -277,17 +198,20 @@ struct WeightGradient {
   }
 
   void run() {
-    const int64_t dense_group = shape.out_channels / shape.groups, gathered_group = shape.in_channels / shape.groups;
-    const int64_t taps = product(shape.kernel), lanes = Tile<T>::lanes;
+    folded = folds<T>(shape, false);
+    const ConvShape seen = folded ? fold(shape) : shape;
+    const int64_t dense_group = shape.out_channels / shape.groups, gathered_group = seen.in_channels / shape.groups;
+    const int64_t taps = product(seen.kernel), lanes = Tile<T>::lanes;
     // Vectors along the dense side make one panel serve all taps; but they want channels to fill them, and with one
     // tap the other way writes whole rows.
-    vectors_dense = taps == 1 ? gathered_group < lanes : dense_group >= lanes || dense_group >= gathered_group;
+    vectors_dense =
+        folded || (taps == 1 ? gathered_group < lanes : dense_group >= lanes || dense_group >= gathered_group);
     columns = {shape.groups, vectors_dense ? dense_group : gathered_group, 1, 1};
     row_channels = vectors_dense ? gathered_group : dense_group;
     const int64_t tile = tile_rows(columns.vectors(0));
     const int64_t room = larger(1, kSumBytes / (taps * columns.block * static_cast<int64_t>(sizeof(Sum)) * tile));
     row_block = ceil_div(ceil_div(row_channels, ceil_div(row_channels, room * tile)), tile) * tile;
-    row_block = smaller(row_block, row_channels);
+    row_block = folded ? row_channels : smaller(row_block, row_channels);
     row_blocks = ceil_div(row_channels, row_block);
     items = shape.groups * columns.blocks() * row_blocks;
     boxes = cut_into_boxes(shape.batch, shape.out_size, larger(32, smaller(kBoxPixels, kTablePointers / taps)), false,
@@ -297,13 +221,13 @@ struct WeightGradient {
 
     Arena shared;
     for (int round = 0; round < 2; round++) {
-      g = make_geometry(shape, false, shared);
-      zeros = shared.take<T>(shape.in_channels);
+      g = make_geometry(seen, false, shared);
+      zeros = shared.take<T>(seen.in_channels);
       partial = splits > 1 ? shared.take<Sum>(splits * items * item_size()) : nullptr;
       if (round == 0) shared = {static_cast<char*>(scratch(Scratch::shared, shared.used)), 0};
     }
     fill_geometry(g, false);
-    std::memset(const_cast<T*>(zeros), 0, shape.in_channels * sizeof(T));
+    std::memset(const_cast<T*>(zeros), 0, seen.in_channels * sizeof(T));
 
     const int64_t tasks = items * splits;
     for_each_task(
@@ -323,16 +247,25 @@ struct WeightGradient {
   }
 };
 
+template <class T, bool native = false>
+void weight_gradient(const ConvWeightGradientArgs& args) {
+  WeightGradient<T, native> gradient{args, args.shape, false, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0, nullptr, nullptr};
+  gradient.run();
+}
+
 }  // namespace
 
 void conv_weight_gradient(const ConvWeightGradientArgs& args) {
   switch (args.dtype) {
     case Dtype::float64:
-      return WeightGradient<double>{args, args.shape, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0, nullptr, nullptr}.run();
+      return weight_gradient<double>(args);
     case Dtype::bfloat16:
-      return WeightGradient<bfloat16>{args, args.shape, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0, nullptr, nullptr}.run();
+#if defined(__AVX512F__)
+      if (__builtin_cpu_supports("avx512bf16")) return weight_gradient<bfloat16, true>(args);
+#endif
+      return weight_gradient<bfloat16>(args);
     default:
-      return WeightGradient<float>{args, args.shape, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0, nullptr, nullptr}.run();
+      return weight_gradient<float>(args);
   }
 }
 

@@ -12,10 +12,11 @@ namespace {
 // Tiles of a box: enough that the filters are worth fetching, few enough that V mostly stays in the second-level cache.
 // Where all tiles are few, each thread should have some.
 constexpr int64_t kFewestTiles = 96, kMostTiles = 192, kFewestOfThread = 12;
+constexpr int64_t kPanelBytes = 384 * 1024;  // that many are walked once for every dozen tiles
 
-// Panels [block of columns][pair of pairs][length][columns of the block].
+// Panels [block of columns][tap along the depth][pair of pairs][length][columns of the block].
 struct WinogradLayout {
-  int64_t columns, length, pairs;
+  int64_t columns, length, pairs;  // pairs: those of all taps along the depth
   static constexpr int64_t block = kMaxVectors * kLanes;
   int64_t blocks() const { return ceil_div(columns, block); }
   int vectors(int64_t b) const { return static_cast<int>(ceil_div(smaller(columns - b * block, block), kLanes)); }
@@ -60,8 +61,9 @@ Taps gather_taps(const ConvPackArgs& args, const float* from, int64_t column_str
   constexpr int number = side * side;
   const int64_t down = args.kernel_stride[1], right = args.kernel_stride[2];
   if (columns < width) std::memset(to, 0, number * kPackRows * width * sizeof(float));
-  if (right == 1 && down == side && length_stride == number) {
-    transpose(from, column_stride, to, width, columns, number * rows);
+  if (right == 1 && down == side) {
+    for (int64_t k = 0; k < rows; k++)
+      transpose(from + k * length_stride, column_stride, to + k * number * width, width, columns, number);
     return {to, number * width, width};
   }
   const Taps taps{to, width, kPackRows * width};
@@ -83,7 +85,7 @@ void pack(const ConvPackArgs& args) {
   constexpr int number = S::kTaps * S::kTaps;
   constexpr int64_t local_size = number * kPackRows * WinogradLayout::block;
   const WinogradLayout layout{args.columns_first ? args.size0 : args.size1,
-                              args.columns_first ? args.size1 : args.size0, S::kPairs * S::kPairs};
+                              args.columns_first ? args.size1 : args.size0, args.kernel[0] * S::kPairs * S::kPairs};
   *args.bytes = layout.size() * static_cast<int64_t>(sizeof(float));
   if (!args.packed) return;
   const int64_t column_stride = args.columns_first ? args.stride0 : args.stride1;
@@ -91,15 +93,18 @@ void pack(const ConvPackArgs& args) {
   const int64_t cuts = ceil_div(layout.length, kPackRows);
   // A transposed 3x3 is the convolution with the filter turned round.
   const bool turned = std::is_same_v<S, Filter3> && !args.columns_first;
-  parallel_for(0, layout.blocks() * cuts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, layout.blocks() * cuts * args.kernel[0], 1, [&](int64_t begin, int64_t end) {
     float* local = static_cast<float*>(scratch(Scratch::worker, local_size * sizeof(float)));
     for (int64_t task = begin; task < end; task++) {
-      const int64_t b = task / cuts, width = layout.vectors(b) * kLanes, column = b * WinogradLayout::block;
-      const int64_t first = task % cuts * kPackRows, rows = smaller(kPackRows, layout.length - first);
-      const float* from = static_cast<const float*>(args.weight) + column * column_stride + first * length_stride;
+      const int64_t depth = task % args.kernel[0], cut = task / args.kernel[0] % cuts, b = task / args.kernel[0] / cuts;
+      const int64_t width = layout.vectors(b) * kLanes, column = b * WinogradLayout::block;
+      const int64_t first = cut * kPackRows, rows = smaller(kPackRows, layout.length - first);
+      const float* from = static_cast<const float*>(args.weight) + column * column_stride + first * length_stride +
+                          depth * args.kernel_stride[0];
       const Taps taps = gather_taps<S::kTaps>(args, from, column_stride, length_stride,
                                               smaller(layout.columns - column, width), rows, width, local);
-      float* to = static_cast<float*>(args.packed) + layout.offset(b) + first * width;
+      float* to = static_cast<float*>(args.packed) + layout.offset(b) +
+                  (depth * S::kPairs * S::kPairs * layout.length + first) * width;
       for (int64_t k = 0; k < rows; k++, to += width) {
         const float* row[number];
         for (int t = 0; t < number; t++) row[t] = taps.at(k, turned ? number - 1 - t : t);
@@ -131,19 +136,19 @@ struct WinogradForward {
 
   const ConvForwardArgs& args;
   const ConvShape& shape;
-  Geometry g;  // of the tiles
+  Geometry g, depth;  // of the tiles, and along the depth
   WinogradLayout layout;
   Boxes boxes;
-  int64_t capacity, splits;
-  int64_t v_row, v_stride, m_stride;  // the latter, of values and sums, spread over the sets of the caches
+  int64_t capacity, v_capacity, splits;  // output tiles and input tiles of a box
+  int64_t v_row, v_stride, m_stride;     // the latter, of values and sums, spread over the sets of the caches
   const float* zeros;
   int finite = 1;
 
   struct Work {  // one thread's arrays
     Pixel* tiles;
     const float** rows;    // [input][capacity]
-    const float** v_rows;  // [value][capacity]: of v
-    float* v;              // [value][capacity][channels]
+    const float** v_rows;  // [value][v_capacity]: of v
+    float* v;              // [value][slot of the plane][tile of the plane][channels]
     float* m;              // [sum][capacity][columns of a block]
     float *bias, *slopes;
     float *staged_x, *staged_y;
@@ -153,63 +158,105 @@ struct WinogradForward {
     Work w{};
     w.tiles = arena.take<Pixel>(capacity);
     w.rows = arena.take<const float*>(kInputs * capacity);
-    w.v_rows = arena.take<const float*>(kValues * capacity);
+    w.v_rows = arena.take<const float*>(kValues * v_capacity);
     w.v = arena.take<float>(kValues * v_stride);
     w.m = arena.take<float>(kSums * m_stride);
     w.bias = arena.take<float>(WinogradLayout::block);
     w.slopes = arena.take<float>(WinogradLayout::block);
-    if (!args.x_channels_last) w.staged_x = arena.take<float>(most_input_pixels(g, boxes) * shape.in_channels);
-    if (!args.y_channels_last) w.staged_y = arena.take<float>(kOutputs * capacity * WinogradLayout::block);
+    Boxes planes = boxes;
+    planes.step[1] = 1;
+    if (!args.x_channels_last) w.staged_x = arena.take<float>(most_input_pixels(g, planes) * shape.in_channels);
+    if (!args.y_channels_last)
+      w.staged_y = arena.take<float>(kOutputs * g.output_step[0] * capacity * WinogradLayout::block);
     return w;
   }
 
   void cut(Arena& arena) {
     g = tile_geometry<S>(shape, args.transposed, arena);
-    layout = {shape.out_channels, shape.in_channels, S::kPairs * S::kPairs};
-    const int64_t numbers = kValues * shape.in_channels + kSums * smaller(WinogradLayout::block, shape.out_channels);
+    depth = depth_geometry(shape, args.transposed, arena);
+    layout = {shape.out_channels, shape.in_channels, shape.kernel[0] * S::kPairs * S::kPairs};
+    const int64_t numbers =
+        kValues * shape.in_channels * depth.input_step[0] + kSums * smaller(WinogradLayout::block, shape.out_channels);
     const int64_t room = S::kBoxBytes / (numbers * static_cast<int64_t>(sizeof(float)));
     const int64_t sharing = ceil_div(shape.batch * product(g.grid), 2 * num_threads());
     const int64_t tiles_of_box =
         smaller(larger(kFewestTiles, smaller(kMostTiles, room)), larger(kFewestOfThread, sharing));
     boxes = cut_into_boxes(shape.batch, g.grid, tiles_of_box, false, false);
-    capacity = boxes.step[0] * boxes.step[2] * boxes.step[3];
+    const int64_t of_plane = boxes.step[0] * boxes.step[2] * boxes.step[3];
+    capacity = of_plane * boxes.step[1];
+    v_capacity = of_plane * Planes::most_slots(shape, args.transposed, boxes.step[1]);
     v_row = ceil_div(shape.in_channels, kLanes) * kLanes;
-    v_stride = capacity * v_row + 64 / sizeof(float);
+    v_stride = v_capacity * v_row + 64 / sizeof(float);
     m_stride = capacity * WinogradLayout::block + 64 / sizeof(float);
     splits = smaller(layout.blocks(), ceil_div(2 * num_threads(), boxes.number));
   }
 
   void transform_inputs(const Box& box, Work& w) const {
-    list_pixels(box, false, w.tiles);
-    PixelStrides strides = channels_last_strides(shape.in_channels, shape.in_size);
-    const float* x =
-        args.x_channels_last ? static_cast<const float*>(args.x) : stage_input(g, args.x, box, w.staged_x, strides);
-    const int64_t tiles = box.pixels();
-    list_rows(g, g.tap, kInputs, w.tiles, tiles, x, strides, zeros, w.rows, capacity);
-    for (int64_t t = 0; t < tiles; t++)
-      transform_input<S>(w.rows + t, capacity, shape.in_channels, w.v + t * v_row, v_stride, kLanes);
+    const Planes planes(depth, box.origin[0], box.count[0]);
+    const int64_t tiles = plane_of(box, 0).pixels();
+    for (int64_t p = 0; p < planes.number; p++) {
+      const int64_t plane = planes.first + p, at = planes.slot(p) * tiles;
+      const bool inside = plane >= 0 && plane < shape.in_size[0];
+      for (int64_t i = 0; i < kValues; i++)
+        for (int64_t t = 0; t < tiles; t++)
+          w.v_rows[i * v_capacity + at + t] = inside ? w.v + i * v_stride + (at + t) * v_row : zeros;
+      if (!inside) continue;
+      const Box one = plane_of(box, plane);
+      PixelStrides strides = channels_last_strides(shape.in_channels, shape.in_size);
+      const float* x =
+          args.x_channels_last ? static_cast<const float*>(args.x) : stage_input(g, args.x, one, w.staged_x, strides);
+      list_rows(g, g.tap, kInputs, one, false, x, strides, zeros, w.rows, capacity);
+      for (int64_t t = 0; t < tiles; t++)
+        transform_input<S>(w.rows + t, capacity, shape.in_channels, w.v + (at + t) * v_row, v_stride, kLanes);
+    }
+    for (int64_t q = 0; q < box.count[0]; q++)
+      for_each_run(plane_of(box, box.origin[0] + q), false, [&](int64_t i, const Pixel& pixel, int64_t count) {
+        Pixel* to = w.tiles + q * tiles + i;
+        for (int64_t j = 0; j < count; j++) {
+          to[j] = pixel;
+          to[j].at[2] += j;
+        }
+      });
+  }
+
+  // All sums of a box and of one phase along the depth, for one block of channels.
+  void multiply(const Phase& phase, int64_t b, const Box& box, Work& w) const {
+    const int vectors = layout.vectors(b);
+    const int64_t width = vectors * kLanes, panel = layout.length * width;
+    const Planes planes(depth, box.origin[0], box.count[0]);
+    const int64_t tiles_of_plane = plane_of(box, 0).pixels();
+    const float* panels = static_cast<const float*>(args.packed) + layout.offset(b);
+    Epilogue<float> e{};
+    e.longest_run = S::kLongestRun;
+    for (int i = 0; i < S::kSums; i++)
+      for (int j = 0; j < S::kSums; j++) {
+        e.partial = w.m + (i * S::kSums + j) * m_stride;
+        e.resume = false;
+        int64_t count = 0;
+        Segment<float> segments[4 * kMostDepth];
+        for (int64_t t = phase.tap_begin; t < phase.tap_begin + phase.tap_count; t++) {
+          const int64_t shift = planes.shift(depth, depth.tap[t]) * tiles_of_plane;
+          const float* filters = panels + depth.tap[t].index * S::kPairs * S::kPairs * panel;
+          for (int p = 0; p < S::kPairs; p++)
+            for (int q = 0; q < S::kPairs; q++)
+              if (S::kSum[p] == i && S::kSum[q] == j)
+                segments[count++] = {w.v_rows + (S::kValue[p] * S::kValues + S::kValue[q]) * v_capacity + shift,
+                                     filters + (p * S::kPairs + q) * panel, zeros, 0, layout.length};
+          // What comes next would push these panels out of the cache, which every tile meets.
+          if (count * panel * static_cast<int64_t>(sizeof(float)) < kPanelBytes) continue;
+          run_block<float, false>(segments, count, box.pixels(), vectors, e);
+          e.resume = true;
+          count = 0;
+        }
+        if (count > 0 || !e.resume) run_block<float, false>(segments, count, box.pixels(), vectors, e);
+      }
   }
 
   // All outputs of a box for one block of channels.
   bool run_block_of_columns(int64_t b, const Box& box, Work& w) const {
     const int vectors = layout.vectors(b);
     const int64_t width = vectors * kLanes, channel = b * WinogradLayout::block, tiles = box.pixels();
-    const float* panels = static_cast<const float*>(args.packed) + layout.offset(b);
     Epilogue<float> e{};
-    e.longest_run = S::kLongestRun;
-    for (int i = 0; i < S::kSums; i++)
-      for (int j = 0; j < S::kSums; j++) {
-        Segment<float> segments[4];
-        int64_t count = 0;
-        for (int p = 0; p < S::kPairs; p++)
-          for (int q = 0; q < S::kPairs; q++)
-            if (S::kSum[p] == i && S::kSum[q] == j)
-              segments[count++] = {w.v_rows + (S::kValue[p] * S::kValues + S::kValue[q]) * capacity,
-                                   panels + (p * S::kPairs + q) * layout.length * width, nullptr, 0, layout.length};
-        e.partial = w.m + (i * S::kSums + j) * m_stride;
-        run_block<float, false>(segments, count, tiles, vectors, e);
-      }
-
     e.channels = static_cast<int>(smaller(layout.columns - channel, width));
     e.bias = padded<float>(args.bias, channel, e.channels, w.bias);
     e.slopes = padded<float>(args.slopes, channel, e.channels, w.slopes);
@@ -229,15 +276,23 @@ struct WinogradForward {
                        out_box, channel, e.channels, w.staged_y, WinogradLayout::block);
     }
     vfloat rest{};
-    for (int64_t t = 0; t < tiles; t++)
-      rest += finish_tile(w.tiles[t], w.m + t * width, channel, vectors, y, strides, e);
+    for (int64_t p = 0; p < depth.phases; p++) {
+      multiply(depth.phase[p], b, box, w);
+      for (int64_t t = 0; t < tiles; t++) {
+        Pixel first = w.tiles[t];
+        first.at[0] = first.at[0] * g.output_step[0] + depth.phase[p].first[0];
+        if (first.at[0] < shape.out_size[0])
+          rest += finish_tile(first, w.m + t * width, channel, vectors, y, strides, e);
+      }
+    }
     if (!args.y_channels_last)
       copy_box<false>(static_cast<float*>(args.y), shape.out_channels, shape.out_size, out_box, channel, e.channels,
                       w.staged_y, WinogradLayout::block);
     return horizontal_sum(rest) == 0;
   }
 
-  // Writes the outputs of one tile; what is returned is zero where all sums are finite, and not a number elsewhere.
+  // Writes the outputs of one tile, whose plane is that of the output; what is returned is zero where all sums are
+  // finite, and not a number elsewhere.
   vfloat finish_tile(const Pixel& tile, const float* m, int64_t channel, int vectors, float* y,
                      const PixelStrides& strides, Epilogue<float>& e) const {
     const int64_t row = tile.at[1] * S::kOutputs, column = tile.at[2] * S::kOutputs;
@@ -274,14 +329,11 @@ struct WinogradForward {
       if (round == 0) shared = {static_cast<char*>(scratch(Scratch::shared, shared.used)), 0};
     }
     fill_geometry(g, false);
+    fill_geometry(depth, args.transposed);
     std::memset(const_cast<float*>(zeros), 0, shape.in_channels * sizeof(float));
     const int64_t tasks = boxes.number * splits;
-    const auto prepare = [&](Work& w) {
-      for (int64_t i = 0; i < kValues; i++)
-        for (int64_t t = 0; t < capacity; t++) w.v_rows[i * capacity + t] = w.v + i * v_stride + t * v_row;
-    };
     for_each_task(
-        tasks, [&](Arena& arena) { return take(arena); }, prepare,
+        tasks, [&](Arena& arena) { return take(arena); }, [](Work&) {},
         [&](int64_t task, Work& w) {
           const Box box = box_at(boxes, shape.batch, g.grid, task / splits);
           const int64_t split = task % splits, blocks = layout.blocks();
@@ -294,7 +346,7 @@ struct WinogradForward {
 
 template <class S>
 bool forward(const ConvForwardArgs& args) {
-  WinogradForward<S> forward{args, args.shape, {}, {}, {}, 0, 0, 0, 0, 0, nullptr};
+  WinogradForward<S> forward{args, args.shape, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0, nullptr};
   forward.run();
   return forward.finite != 0;
 }

@@ -11,6 +11,9 @@
 // channels are products of matrices, [tiles, C] by [C, O], through the register tile of tile.h; a thread makes them for
 // a box of tiles. Every transform is one along the columns and the same along the rows, so a scheme below is 1-D.
 //
+// In three dimensions nothing is saved along the depth: an output plane is the sum of such convolutions of a few input
+// planes, one for each tap, and the transforms of an input plane serve all output planes that it is part of.
+//
 // The rounding error is that of direct sums: the transforms cost about one bit, and the sums are that much shorter. In
 // one thing the result differs: where an input is infinite or not a number, so are all outputs of its tile, not only
 // those under the filter. `finite` says that this happened, and the caller takes conv_forward instead.
@@ -201,10 +204,16 @@ GENCORE_INLINE void transform_input(const float* const* rows, int64_t row_stride
   }
 }
 
-// The tiles of `shape` as a geometry: "outputs" at a stride of kStep, under a "filter" of kInputs x kInputs.
+// The most taps along the depth.
+constexpr int64_t kMostDepth = 8;
+
+// The tiles of `shape` as a geometry: "outputs" at a stride of kStep, under a "filter" of kInputs x kInputs. Its input
+// planes are those of the image, one at a time; its grid is that of the output.
 template <class S>
 Geometry tile_geometry(const ConvShape& shape, bool transposed, Arena& arena) {
   ConvShape tiles = shape;
+  tiles.kernel[0] = tiles.stride[0] = 1;
+  tiles.padding[0] = 0;
   for (int a = 1; a < 3; a++) {
     tiles.kernel[a] = S::kInputs;
     tiles.stride[a] = S::kStep;
@@ -217,7 +226,49 @@ Geometry tile_geometry(const ConvShape& shape, bool transposed, Arena& arena) {
     g.output_step[a] = S::kOutputs;
     g.shape.out_size[a] = shape.out_size[a];
   }
+  if (transposed) {
+    g.output_step[0] = shape.stride[0];
+    g.grid[0] = ceil_div(shape.out_size[0], shape.stride[0]);
+  }
   return g;
+}
+
+// Phases and taps along the depth.
+inline Geometry depth_geometry(const ConvShape& shape, bool transposed, Arena& arena) {
+  ConvShape depth = shape;
+  for (int a = 1; a < 3; a++) {
+    depth.kernel[a] = depth.stride[a] = 1;
+    depth.padding[a] = 0;
+  }
+  return make_geometry(depth, transposed, arena);
+}
+
+// The input planes under planes of the grid. Those of one remainder on division by the step are neighbours in memory,
+// so that a tap is a shift: tap t of grid plane q stands in slot shift(t) + q - (first of the grid planes).
+struct Planes {
+  int64_t step, first, number, run;  // first: as a plane of the image, if there is one
+  Planes(const Geometry& depth, int64_t grid_first, int64_t grid_count)
+      : step(depth.input_step[0]), first(grid_first * step + depth.low[0]) {
+    number = (grid_count - 1) * step + depth.high[0] - depth.low[0] + 1;
+    run = ceil_div(number, step);
+  }
+  int64_t slots() const { return step * run; }
+  int64_t slot(int64_t plane) const { return plane % step * run + plane / step; }
+  int64_t shift(const Geometry& depth, const Tap& tap) const { return slot(tap.offset[0] - depth.low[0]); }
+  // Slots that `count` planes of the grid can take, before the geometry is filled in.
+  static int64_t most_slots(const ConvShape& shape, bool transposed, int64_t count) {
+    const int64_t step = transposed ? 1 : shape.stride[0];
+    const int64_t reach = transposed ? (shape.kernel[0] + shape.stride[0] - 2) / shape.stride[0] : shape.kernel[0] - 1;
+    return step * ceil_div((count - 1) * step + reach + 1, step);
+  }
+};
+
+// One plane of a box.
+inline Box plane_of(const Box& box, int64_t plane) {
+  Box one = box;
+  one.origin[0] = plane;
+  one.count[0] = 1;
+  return one;
 }
 
 }  // namespace

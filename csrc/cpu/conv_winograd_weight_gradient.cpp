@@ -2,6 +2,8 @@
 // tiles of V[value][tile][c] W[sum][tile][o], where W = A (gradient of y) A' is the transpose of the output's
 // transform; the filter's gradient is G' (gradient of U) G.
 //
+// In three dimensions a tap along the depth pairs V of one plane with W of another; what it pairs is two runs of tiles.
+//
 // Tiles come in parts: all threads transform those of a part, then share out the sums, each of which is made by one
 // thread in one order. So the bits depend on the shape alone, and nothing is summed twice.
 #include "cpu/conv_winograd.h"
@@ -10,8 +12,8 @@ namespace gencore::GENCORE_ISA {
 
 namespace {
 
-// V and W of a part, all threads together; tiles of one box, which a thread transforms at a time.
-constexpr int64_t kPartBytes = 16 << 20, kFewestTiles = 96, kMostTiles = 512, kBoxTiles = 64;
+// V and W of a part, all threads together; tiles of one piece, which a thread transforms at a time.
+constexpr int64_t kPartBytes = 16 << 20, kFewestTiles = 96, kMostTiles = 512, kPieceTiles = 64;
 // Products that meet in one sum; these sums meet in one of the part, and those in the total.
 constexpr int64_t kRunTiles = 16;
 constexpr int kVectors = kMaxVectors, kBlock = kVectors * kLanes;
@@ -65,29 +67,28 @@ struct WinogradWeightGradient {
 
   const ConvWeightGradientArgs& args;
   const ConvShape& shape;
-  Geometry gathered, dense;  // of the tiles: their inputs, and their outputs
-  Boxes boxes;
-  int64_t capacity, part;  // tiles of a box and of a part, at most
-  int64_t groups, blocks;  // vectors of gathered channels, blocks of dense ones
+  Geometry gathered, dense, depth;  // of the tiles, their inputs and their outputs; and along the depth
+  Boxes parts;
+  int64_t piece_rows, capacity;  // rows of tiles of a piece, and tiles
+  int64_t groups, blocks;        // vectors of gathered channels, blocks of dense ones
   const float* zeros;
-  float* v;      // [value][group][tile][lane]
-  float* w;      // [sum][block][tile][column]
-  float* total;  // [pair][block][group][lane][column]
+  float* v;      // [value][group][slot of the plane][tile of the plane][lane]
+  float* w;      // [sum][block][plane][tile of the plane][column]
+  float* total;  // [tap along the depth][pair][block][group][lane][column]
 
-  struct Work {  // one thread's arrays
-    Pixel* tiles;
+  struct Work {          // one thread's arrays
     const float** rows;  // [input or output][capacity]
     float *staged_gathered, *staged_dense;
   };
 
   Work take(Arena& arena) const {
     Work w{};
-    w.tiles = arena.take<Pixel>(capacity);
     w.rows = arena.take<const float*>((kInputs > kOutputs ? kInputs : kOutputs) * capacity);
+    const Boxes piece{{1, 1, piece_rows, parts.step[3]}, {}, 0, false};
     if (!args.gathered_channels_last)
-      w.staged_gathered = arena.take<float>(most_input_pixels(gathered, boxes) * shape.in_channels);
+      w.staged_gathered = arena.take<float>(most_input_pixels(gathered, piece) * shape.in_channels);
     if (!args.dense_channels_last)
-      w.staged_dense = arena.take<float>(most_input_pixels(dense, boxes) * shape.out_channels);
+      w.staged_dense = arena.take<float>(most_input_pixels(dense, piece) * shape.out_channels);
     return w;
   }
 
@@ -95,48 +96,90 @@ struct WinogradWeightGradient {
   Geometry output_geometry(Arena& arena) const {
     ConvShape outputs = shape;
     outputs.in_channels = shape.out_channels;
-    for (int a = 1; a < 3; a++) {
+    for (int a = 0; a < 3; a++) {
       outputs.in_size[a] = shape.out_size[a];
-      outputs.kernel[a] = outputs.stride[a] = S::kOutputs;
+      outputs.kernel[a] = outputs.stride[a] = a ? S::kOutputs : 1;
       outputs.padding[a] = 0;
-      outputs.out_size[a] = ceil_div(shape.out_size[a], S::kOutputs);
+      outputs.out_size[a] = ceil_div(shape.out_size[a], outputs.stride[a]);
     }
     return make_geometry(outputs, false, arena);
   }
 
   void lay_out(Arena& arena) {
     gathered = tile_geometry<S>(shape, false, arena);
+    gathered.grid[0] = shape.out_size[0];
     dense = output_geometry(arena);
-    const int64_t all = shape.batch * product(gathered.grid);
-    boxes = cut_into_boxes(shape.batch, gathered.grid, kBoxTiles, false, false);
-    capacity = boxes.step[0] * boxes.step[2] * boxes.step[3];
+    depth = depth_geometry(shape, false, arena);
     groups = ceil_div(shape.in_channels, kLanes);
     blocks = ceil_div(shape.out_channels, kBlock);
-    const int64_t bytes = (kValues * groups * kLanes + kSums * blocks * kBlock) * static_cast<int64_t>(sizeof(float));
-    part = smaller(all, larger(capacity, larger(kFewestTiles, smaller(kMostTiles, kPartBytes / bytes))));
+    const int64_t numbers = kValues * groups * kLanes * shape.stride[0] + kSums * blocks * kBlock;
+    const int64_t fitting = kPartBytes / (numbers * static_cast<int64_t>(sizeof(float)));
+    parts =
+        cut_into_boxes(shape.batch, gathered.grid, larger(kFewestTiles, smaller(kMostTiles, fitting)), false, false);
+    piece_rows = larger(1, smaller(parts.step[2], kPieceTiles / parts.step[3]));
+    capacity = piece_rows * parts.step[3];
+    const int64_t of_plane = parts.step[0] * parts.step[2] * parts.step[3];
     zeros = arena.take<float>(larger(shape.in_channels, shape.out_channels));
-    v = arena.take<float>(kValues * groups * kLanes * part);
-    w = arena.take<float>(kSums * blocks * kBlock * part);
-    total = arena.take<float>(kPairs * blocks * groups * kLanes * kBlock);
+    v = arena.take<float>(kValues * groups * kLanes * of_plane * Planes::most_slots(shape, false, parts.step[1]));
+    w = arena.take<float>(kSums * blocks * kBlock * of_plane * parts.step[1]);
+    total = arena.take<float>(shape.kernel[0] * kPairs * blocks * groups * kLanes * kBlock);
   }
 
-  // V and W of one box, whose tiles begin at `first` of `tiles` of the part.
-  void transform(const Box& box, int64_t first, int64_t tiles, Work& work) const {
-    list_pixels(box, false, work.tiles);
-    const int64_t count = box.pixels();
+  // The tiles of one part: those of plane p begin at p * of_plane(), or for V at its slot times that.
+  struct Part {
+    Box box;
+    Planes planes;
+    Part(const Geometry& depth, const Box& b) : box(b), planes(depth, b.origin[0], b.count[0]) {}
+    int64_t of_plane() const { return plane_of(box, 0).pixels(); }
+    int64_t gathered_tiles() const { return planes.slots() * of_plane(); }
+  };
+
+  // V and W of a part: its planes image by image, a few rows of tiles at a time.
+  void transform(const Part& part) const {
+    const Box& box = part.box;
+    const int64_t cuts = ceil_div(box.count[1], piece_rows), pieces = box.batch_count * cuts;
+    parallel_for(0, (part.planes.number + box.count[0]) * pieces, 1, [&](int64_t begin, int64_t end) {
+      Arena arena;
+      take(arena);
+      arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
+      Work work = take(arena);
+      for (int64_t task = begin; task < end; task++) {
+        const int64_t n = task % pieces / cuts, row = task % cuts * piece_rows, p = task / pieces;
+        const bool inputs = p < part.planes.number;
+        Box piece = plane_of(box, inputs ? part.planes.first + p : box.origin[0] + p - part.planes.number);
+        piece.batch += n;
+        piece.batch_count = 1;
+        piece.origin[1] += row;
+        piece.count[1] = smaller(piece_rows, box.count[1] - row);
+        const int64_t first = (n * box.count[1] + row) * box.count[2];
+        if (!inputs)
+          transform_outputs(piece, (p - part.planes.number) * part.of_plane() + first, box.pixels(), work);
+        else if (piece.origin[0] >= 0 && piece.origin[0] < shape.in_size[0])
+          transform_inputs(piece, part.planes.slot(p) * part.of_plane() + first, part.gathered_tiles(), work);
+      }
+    });
+  }
+
+  // V of one piece, whose tiles begin at `first` of `tiles`.
+  void transform_inputs(const Box& piece, int64_t first, int64_t tiles, Work& work) const {
+    const int64_t count = piece.pixels();
     PixelStrides strides = channels_last_strides(shape.in_channels, shape.in_size);
     const float* x = args.gathered_channels_last
                          ? static_cast<const float*>(args.gathered)
-                         : stage_input(gathered, args.gathered, box, work.staged_gathered, strides);
-    list_rows(gathered, gathered.tap, kInputs, work.tiles, count, x, strides, zeros, work.rows, capacity);
+                         : stage_input(gathered, args.gathered, piece, work.staged_gathered, strides);
+    list_rows(gathered, gathered.tap, kInputs, piece, false, x, strides, zeros, work.rows, capacity);
     for (int64_t t = 0; t < count; t++)
       transform_input<S>(work.rows + t, capacity, shape.in_channels, v + (first + t) * kLanes, groups * tiles * kLanes,
                          tiles * kLanes);
+  }
 
-    strides = channels_last_strides(shape.out_channels, shape.out_size);
+  // The same for W.
+  void transform_outputs(const Box& piece, int64_t first, int64_t tiles, Work& work) const {
+    const int64_t count = piece.pixels();
+    PixelStrides strides = channels_last_strides(shape.out_channels, shape.out_size);
     const float* y = args.dense_channels_last ? static_cast<const float*>(args.dense)
-                                              : stage_input(dense, args.dense, box, work.staged_dense, strides);
-    list_rows(dense, dense.tap, kOutputs, work.tiles, count, y, strides, zeros, work.rows, capacity);
+                                              : stage_input(dense, args.dense, piece, work.staged_dense, strides);
+    list_rows(dense, dense.tap, kOutputs, piece, false, y, strides, zeros, work.rows, capacity);
     for (int64_t t = 0; t < count; t++) transform_gradient(work.rows + t, w + (first + t) * kBlock, tiles);
   }
 
@@ -160,47 +203,63 @@ struct WinogradWeightGradient {
     }
   }
 
-  void add_products(int64_t tiles, bool add) const {
-    parallel_for(0, kPairs * blocks * groups, 1, [&](int64_t begin, int64_t end) {
+  void add_products(const Part& part, bool add) const {
+    const int64_t inputs = part.gathered_tiles(), outputs = part.box.pixels(), of_plane = part.of_plane();
+    parallel_for(0, depth.taps * kPairs * blocks * groups, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++) {
-        const int64_t group = task % groups, block = task / groups % blocks, pair = task / groups / blocks;
+        const int64_t group = task % groups, block = task / groups % blocks, pair = task / groups / blocks % kPairs;
+        const Tap& tap = depth.tap[task / groups / blocks / kPairs];
         const int64_t i = pair / S::kPairs, j = pair % S::kPairs;
         const int64_t value = S::kValue[i] * S::kValues + S::kValue[j], sum = S::kSum[i] * S::kSums + S::kSum[j];
-        all_products(v + (value * groups + group) * tiles * kLanes, w + (sum * blocks + block) * tiles * kBlock, tiles,
-                     add, total + task * kLanes * kBlock);
+        // Planes [low, high) of the part are those whose input plane at this tap is one of the image.
+        const int64_t step = depth.input_step[0], first = part.box.origin[0], offset = tap.offset[0];
+        const int64_t low = larger(0, ceil_div(larger(0, -offset), step) - first);
+        const int64_t past = larger(0, shape.in_size[0] - offset);
+        const int64_t high = larger(low, smaller(part.box.count[0], ceil_div(past, step) - first));
+        all_products(
+            v + ((value * groups + group) * inputs + (part.planes.shift(depth, tap) + low) * of_plane) * kLanes,
+            w + ((sum * blocks + block) * outputs + low * of_plane) * kBlock, (high - low) * of_plane, add,
+            total + task * kLanes * kBlock);
       }
     });
   }
 
   // G' U G for every vector of gathered channels and block of dense ones, into [dense][gathered][tap].
   void finish() const {
+    const int64_t taps = depth.taps * kTaps;
     parallel_for(0, blocks * groups, 1, [&](int64_t begin, int64_t end) {
-      float* local = static_cast<float*>(scratch(Scratch::worker, kTaps * kLanes * kBlock * sizeof(float)));
+      float* local = static_cast<float*>(scratch(Scratch::worker, taps * kLanes * kBlock * sizeof(float)));
       for (int64_t task = begin; task < end; task++) {
         const int64_t group = task % groups, block = task / groups;
-        for (int64_t c = 0; c < kLanes; c++)
-          for (int64_t n = 0; n < kBlock; n += kLanes) {
-            vfloat half[S::kTaps][S::kPairs];
-            for (int j = 0; j < S::kPairs; j++) {
-              vfloat u[S::kPairs], taps[S::kTaps];
-              for (int i = 0; i < S::kPairs; i++)
-                u[i] = load(total + (((i * S::kPairs + j) * blocks + block) * groups + group) * kLanes * kBlock +
-                            c * kBlock + n);
-              S::filter_gradient(u, taps);
-              for (int i = 0; i < S::kTaps; i++) half[i][j] = taps[i];
-            }
-            for (int i = 0; i < S::kTaps; i++) {
-              vfloat taps[S::kTaps];
-              S::filter_gradient(half[i], taps);
-              for (int j = 0; j < S::kTaps; j++) store(local + (c * kTaps + i * S::kTaps + j) * kBlock + n, taps[j]);
-            }
-          }
-        const int64_t channel = group * kLanes, row = shape.in_channels * kTaps;
-        transpose(local, kBlock, static_cast<float*>(args.weight_gradient) + block * kBlock * row + channel * kTaps,
-                  row, smaller(kLanes, shape.in_channels - channel) * kTaps,
+        for (int64_t d = 0; d < depth.taps; d++)
+          for (int64_t c = 0; c < kLanes; c++)
+            finish_taps(total + ((d * kPairs * blocks + block) * groups + group) * kLanes * kBlock + c * kBlock,
+                        local + (c * taps + d * kTaps) * kBlock);
+        const int64_t channel = group * kLanes, row = shape.in_channels * taps;
+        transpose(local, kBlock, static_cast<float*>(args.weight_gradient) + block * kBlock * row + channel * taps, row,
+                  smaller(kLanes, shape.in_channels - channel) * taps,
                   smaller(kBlock, shape.out_channels - block * kBlock));
       }
     });
+  }
+
+  // The taps of one gathered channel and a block of dense ones.
+  void finish_taps(const float* from, float* to) const {
+    for (int64_t n = 0; n < kBlock; n += kLanes) {
+      vfloat half[S::kTaps][S::kPairs];
+      for (int j = 0; j < S::kPairs; j++) {
+        vfloat u[S::kPairs], taps[S::kTaps];
+        for (int i = 0; i < S::kPairs; i++)
+          u[i] = load(from + (i * S::kPairs + j) * blocks * groups * kLanes * kBlock + n);
+        S::filter_gradient(u, taps);
+        for (int i = 0; i < S::kTaps; i++) half[i][j] = taps[i];
+      }
+      for (int i = 0; i < S::kTaps; i++) {
+        vfloat taps[S::kTaps];
+        S::filter_gradient(half[i], taps);
+        for (int j = 0; j < S::kTaps; j++) store(to + (i * S::kTaps + j) * kBlock + n, taps[j]);
+      }
+    }
   }
 
   void run() {
@@ -211,28 +270,12 @@ struct WinogradWeightGradient {
     }
     fill_geometry(gathered, false);
     fill_geometry(dense, false);
+    fill_geometry(depth, false);
     std::memset(const_cast<float*>(zeros), 0, larger(shape.in_channels, shape.out_channels) * sizeof(float));
-    for (int64_t box = 0; box < boxes.number;) {
-      const int64_t first = box;
-      int64_t tiles = 0;
-      for (; box < boxes.number; box++) {
-        const int64_t count = box_at(boxes, shape.batch, gathered.grid, box).pixels();
-        if (tiles + count > part) break;
-        tiles += count;
-      }
-      parallel_for(first, box, 1, [&](int64_t begin, int64_t end) {
-        Arena arena;
-        take(arena);
-        arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
-        Work work = take(arena);
-        int64_t at = 0;
-        for (int64_t b = first; b < end; b++) {
-          const Box own = box_at(boxes, shape.batch, gathered.grid, b);
-          if (b >= begin) transform(own, at, tiles, work);
-          at += own.pixels();
-        }
-      });
-      add_products(tiles, first > 0);
+    for (int64_t index = 0; index < parts.number; index++) {
+      const Part part(depth, box_at(parts, shape.batch, gathered.grid, index));
+      transform(part);
+      add_products(part, index > 0);
     }
     finish();
   }
@@ -240,7 +283,7 @@ struct WinogradWeightGradient {
 
 template <class S>
 void weight_gradient(const ConvWeightGradientArgs& args) {
-  WinogradWeightGradient<S> gradient{args, args.shape, {}, {}, {}, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
+  WinogradWeightGradient<S> gradient{args, args.shape, {}, {}, {}, {}, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
   gradient.run();
 }
 

@@ -1,7 +1,7 @@
 #include "cpu/pixel_norm.h"
 
 #include "gencore/parallel.h"
-#include "gencore/simd.h"
+#include "gencore/tile.h"
 
 namespace gencore::GENCORE_ISA {
 
@@ -96,6 +96,56 @@ void row(const PixelNormArgs& args, const Operands<T, gradient>& of) {
                          [&](int64_t i, int64_t n, int) GENCORE_LAMBDA { of.write(i, n, r, projection); });
 }
 
+// As many such pixels as a vector has lanes, of few channels: the lane sums of all are made together, and so are the
+// roots.
+template <class T, bool gradient>
+void rows_of_lanes(const PixelNormArgs& args, const Operands<T, gradient>& of) {
+  vfloat squares[kLanes], products[kLanes] = {};
+#pragma GCC unroll 1
+  for (int p = 0; p < kLanes; p++) {
+    vfloat s[4] = {}, t[4] = {};
+    for_each_vector<kLanes>(args.channels, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
+      of.add(p * args.channels + i, n, &s[slot], &t[slot]);
+    });
+    squares[p] = (s[0] + s[1]) + (s[2] + s[3]);
+    if constexpr (gradient) products[p] = (t[0] + t[1]) + (t[2] + t[3]);
+  }
+  fold<1>(squares);
+  if constexpr (gradient) fold<1>(products);
+  const vfloat channels = broadcast<vfloat>(static_cast<double>(args.channels));
+  const vfloat r = 1.0f / square_root(squares[0] / channels + broadcast<vfloat>(args.eps));
+  float roots[kLanes], projections[kLanes];
+  store(roots, r);
+  store(projections, r * r * (products[0] / channels));
+#pragma GCC unroll 1
+  for (int p = 0; p < kLanes; p++) {
+    const vfloat root = broadcast<vfloat>(roots[p]), projection = broadcast<vfloat>(projections[p]);
+    for_each_vector<kLanes>(args.channels, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
+      of.write(p * args.channels + i, n, root, projection);
+    });
+  }
+}
+
+template <class T, bool gradient>
+void run_rows(const PixelNormArgs& args, bool streaming) {
+  constexpr bool single = sizeof(compute_t<T>) == sizeof(float);
+  const int64_t together = single && args.channels <= kRun * kLanes ? kLanes : 1;
+  parallel_for(0, (args.outer + together - 1) / together, kGrain / (args.channels * together) + 1,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t task = begin; task < end; task++) {
+                   const int64_t pixel = task * together, left = args.outer - pixel;
+                   if constexpr (single)
+                     if (left >= together && together > 1) {
+                       rows_of_lanes(args, Operands<T, gradient>(args, pixel * args.channels, streaming));
+                       continue;
+                     }
+                   for (int64_t i = 0; i < together && i < left; i++)
+                     row(args, Operands<T, gradient>(args, (pixel + i) * args.channels, streaming));
+                 }
+                 if (streaming) stream_fence();
+               });
+}
+
 template <class T, bool gradient>
 void run(const PixelNormArgs& args) {
   constexpr int64_t lanes = Vector<compute_t<T>>::lanes, tile = kTile<gradient> * lanes;
@@ -103,14 +153,13 @@ void run(const PixelNormArgs& args) {
   const bool streaming = args.numel() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
                          reinterpret_cast<uintptr_t>(args.result) % 64 == 0 &&
                          (rows ? args.channels : args.inner) % lanes == 0;
-  const int64_t tiles = (args.inner + tile - 1) / tile, work = args.channels * (rows ? 1 : tile);
-  parallel_for(0, args.outer * tiles, kGrain / work + 1, [&](int64_t begin, int64_t end) {
+  if (rows) return run_rows<T, gradient>(args, streaming);
+  const int64_t tiles = (args.inner + tile - 1) / tile;
+  parallel_for(0, args.outer * tiles, kGrain / (args.channels * tile) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
       const int64_t pixel = task % tiles * tile, left = args.inner - pixel;
       const int64_t offset = task / tiles * args.channels * args.inner + pixel;
-      if (rows)
-        row(args, Operands<T, gradient>(args, offset, streaming));
-      else if (left >= tile)
+      if (left >= tile)
         pixels_of_planes<T, gradient, kTile<gradient>>(args, Operands<T, gradient>(args, offset, streaming), lanes);
       else
         for (int64_t i = 0; i < left; i += lanes)

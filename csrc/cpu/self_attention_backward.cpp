@@ -93,11 +93,15 @@ template <class C>
 void row_products(const C* a, const C* b, int64_t width, int64_t stride, C* to) {
   constexpr int64_t together = 8;
   for (int64_t r = 0; r < kQueryBlock; r += together) {
-    C sum[together] = {};
-    for (int64_t c = 0; c < width; c++)
-      for (int64_t k = 0; k < together; k++)
-        sum[k] = multiply_add(a[(r + k) * stride + c], b[(r + k) * stride + c], sum[k]);
-    for (int64_t k = 0; k < together; k++) to[r + k] = sum[k];
+    C total[together] = {};
+    for (int64_t first = 0; first < width; first += kAttentionRun) {
+      C sum[together] = {};
+      for (int64_t c = first; c < least(width, first + kAttentionRun); c++)
+        for (int64_t k = 0; k < together; k++)
+          sum[k] = multiply_add(a[(r + k) * stride + c], b[(r + k) * stride + c], sum[k]);
+      for (int64_t k = 0; k < together; k++) total[k] += sum[k];
+    }
+    for (int64_t k = 0; k < together; k++) to[r + k] = total[k];
   }
 }
 

@@ -328,7 +328,7 @@ _FEW_CHANNELS_TRANSPOSED = 16
 _IMAGE_CHANNELS = 4  # into so many there is a kernel in float32; out of so many pays in training
 # Below these, the channels_last paths of PyTorch, and its gradients at stride 1, are the faster ones.
 _MANY_PRODUCTS, _MANY_PRODUCTS_CONTIGUOUS = 1 << 25, 1 << 22
-_MANY_CHANNELS, _MANY_CHANNELS_TRANSPOSED = 256, 64
+_MANY_CHANNELS, _MANY_CHANNELS_TRANSPOSED, _MANY_CHANNELS_1X1 = 256, 64, 128
 _MANY_PIXELS = 128
 
 
@@ -350,8 +350,8 @@ def _cpu_slower(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Rea
         return f"{products} products are too few to be worth the call"
     if groups > 1:
         return "PyTorch's grouped convolution is faster"
-    if weight.shape[2:].numel() == 1 and is_channels_last(input):
-        return "PyTorch's product of matrices is faster where channels_last needs no copy"
+    if weight.shape[2:].numel() == 1 and (is_channels_last(input) or fewest >= _MANY_CHANNELS_1X1):
+        return "PyTorch's product of matrices is faster"
     if reason := _lower_precision_slower(input):
         return reason
     to_image = weight.shape[0] <= _IMAGE_CHANNELS and weight.shape[1] >= 16 and weight.shape[2:].numel() > 1

@@ -10,12 +10,18 @@ from torch import Tensor
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
-def activate(u: Tensor, activation: str, negative_slope: float = 0.01, slopes: Tensor | None = None) -> Tensor:
-    """``u`` through an activation by its name in ``gencore/ops/_activation.py``; "prelu" takes ``slopes``."""
+def activate(
+    u: Tensor, activation: str, negative_slope: float = 0.01, slopes: Tensor | None = None, overwrite: bool = False
+) -> Tensor:
+    """``u`` through an activation by its name in ``gencore/ops/_activation.py``; "prelu" takes ``slopes``.
+
+    ``overwrite``: nobody else reads ``u``, nor does a backward; where the derivative follows from the result alone, it
+    may then take the place of ``u``.
+    """
     if activation == "relu":
-        return F.relu(u)
+        return F.relu(u, inplace=overwrite)
     if activation == "leaky_relu":
-        return F.leaky_relu(u, negative_slope)
+        return F.leaky_relu(u, negative_slope, inplace=overwrite and negative_slope > 0)
     if activation == "tanh":
         return torch.tanh(u)
     if activation == "silu":

@@ -76,7 +76,7 @@ def conv_epilogue(
     y = y if residual is None else y + residual
     if y.dim() == dims + 1:  # without a batch; PReLU's channels are the second dimension
         return activate(y.unsqueeze(0), activation, negative_slope, slopes).squeeze(0)
-    return activate(y, activation, negative_slope, slopes)
+    return activate(y, activation, negative_slope, slopes, overwrite=True)
 
 
 def scale_weight(weight: Tensor, scale: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:
@@ -103,4 +103,4 @@ def linear(
 ) -> Tensor:
     """y = act(a x w^T + b)."""
     weight = weight if scale is None else scale_weight(weight, scale)
-    return activate(F.linear(input, weight, bias), activation, negative_slope)
+    return activate(F.linear(input, weight, bias), activation, negative_slope, overwrite=True)

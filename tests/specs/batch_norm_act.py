@@ -57,6 +57,7 @@ def samples() -> list[Sample]:
     return [
         *result,
         make("matrix", 16, 5, activation="silu"),
+        make("wide_matrix", 37, 270, activation="leaky_relu"),
         make("sequence", 4, 5, 9, activation="tanh"),
         make("volume", 2, 3, 2, 3, 4, activation="leaky_relu", residual=True),
         make("bare", 4, 3, 3, 3, affine=False, running=False, activation="relu"),

@@ -243,6 +243,19 @@ GENCORE_INLINE void exchange_all(vfloat (&row)[kLanes]) {
     if (!(i & step)) exchange<step>(row[i], row[i + step]);
 }
 
+// v[0] = the lane sums of v[0], v[1], ..., one a lane.
+template <int step>
+GENCORE_INLINE void fold(vfloat (&v)[kLanes]) {
+  if constexpr (step < kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i += 2 * step) {
+      exchange<step>(v[i], v[i + step]);
+      v[i] += v[i + step];
+    }
+    fold<2 * step>(v);
+  }
+}
+
 // kLanes by kLanes: to[c][r] = from[r][c].
 inline __attribute__((always_inline)) void transpose_square(const float* from, int64_t from_stride, float* to,
                                                             int64_t to_stride) {
