@@ -192,7 +192,8 @@ def test_weight_gradient_of_volumes(
     monkeypatch.setattr(conv_core, "weight_gradient_by_winograd", lambda *a: taken.append(fits(*a)) or taken[-1])
     x, weight, _ = draw(name, (5, 60, 7, 12, 10), 62, kernel)
     check_against_float64(name, *(map(last_format, (x, weight)) if channels_last else (x, weight)), None, **arguments)
-    assert taken and all(taken)
+    assert taken
+    assert all(taken)
 
 
 @pytest.mark.parametrize(

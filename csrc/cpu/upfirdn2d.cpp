@@ -16,6 +16,9 @@ constexpr int64_t kGrain = 16384;
 // both have left the store buffer, and by then they have.
 constexpr int64_t kBlock = 8;
 
+// How far ahead, in elements, input rows are asked for.
+constexpr int64_t kAhead = 1024;
+
 GENCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 GENCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 GENCORE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -307,9 +310,13 @@ struct Fir {
     spread(source, w);
   }
 
+  // The processor does not see that one of so many rows comes from memory, and asks for it late.
   template <int count>
-  static GENCORE_INLINE void weigh_rows(const T* const* row, const C* tap, int64_t size, bool add, C* to) {
+  GENCORE_INLINE void weigh_rows(const T* const* row, const C* tap, int64_t size, bool add, C* to) const {
+    const T *newest = row[count - 1] + kAhead, *second = row[y_axis.down > 1 && count > 1 ? count - 2 : count - 1] + kAhead;
     for_each_vector<lanes>(size, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
+      __builtin_prefetch(newest + i);
+      __builtin_prefetch(second + i);
       V sum = add ? load(to + i, n) : V{};
       for (int k = 0; k < count; k++) sum += load(row[k] + i, n) * tap[k];
       store(to + i, sum, n);
