@@ -380,6 +380,21 @@ def test_packed_weights_follow_every_change(channels):
         torch.testing.assert_close(G.conv2d(x, weight, impl="cpu"), F.conv2d(x, weight), rtol=1e-4, atol=1e-4)
 
 
+def test_packed_weights_of_views_are_those_of_their_tensor():
+    x, weight, _ = make("conv2d", (1, 8, 6, 6), (8, 8, 3, 3))
+    held = len(conv_packing._packed_weights)
+    for _ in range(3):
+        found = G.conv_transpose2d(x, weight.transpose(0, 1), impl="cpu")
+        torch.testing.assert_close(found, F.conv_transpose2d(x, weight.transpose(0, 1)), rtol=1e-4, atol=1e-4)
+        G.conv2d(x, weight, impl="cpu")
+        weight.data.mul_(-2)
+    assert len(conv_packing._packed_weights) == held + 2
+    G.conv2d(x[:, :4], weight[:, :4], impl="cpu")  # a part is known by itself, and gone with it
+    assert len(conv_packing._packed_weights) == held + 2
+    del weight
+    assert len(conv_packing._packed_weights) == held
+
+
 def test_packed_weights_are_freed_with_the_weight():
     x, weight, _ = make("conv2d", (1, 8, 6, 6), (8, 8, 3, 3))
     G.conv2d(x, weight, impl="cpu")

@@ -225,3 +225,33 @@ def test_noise_of_one_image_and_of_no_tensor() -> None:
 def test_sizes_of_groups_are_whole_numbers() -> None:
     with pytest.raises(TypeError, match=r"minibatch_stddev: group_size must be a whole number, got 2.0"):
         F.minibatch_stddev(torch.randn(4, 2, 3, 3), group_size=2.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("up", [1, 2])
+def test_what_is_kept_of_a_weight_follows_its_changes(up: int) -> None:
+    """Through the version counter and around it; made in inference mode, it does not reach a recorded call."""
+    generator = torch.Generator().manual_seed(0)
+    x, style = (torch.randn(shape, generator=generator) for shape in ((2, 6, 5, 5), (2, 6)))
+    weight = torch.randn(4, 6, 3, 3, generator=generator)
+    padding = 1 if up == 1 else 2
+
+    def check(style: torch.Tensor) -> torch.Tensor:
+        ours, wanted = (
+            F.modulated_conv2d(x, weight, style, up=up, padding=padding, flip_weight=up == 1, impl=impl)
+            for impl in ("cpu", "reference")
+        )
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+        return ours
+
+    with torch.inference_mode():
+        check(style)
+    leaf = style.clone().requires_grad_()
+    check(leaf).sum().backward()
+    for change in (lambda: weight.mul_(3), lambda: weight.data[0].neg_(), lambda: weight.data[1].mul_(0.1)):
+        check(style)
+        change()
+        check(style)
+    weight.requires_grad_()
+    check(leaf).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0

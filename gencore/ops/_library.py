@@ -154,7 +154,7 @@ def _shortcut(op: Any, kernel: Callable[..., Any], formula: Callable[..., Any] |
     lists = [i for i, x in enumerate(op._schema.arguments) if str(x.type) == "List[Tensor]"]
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not _PLAIN.issuperset(map(type, args)) or _is_watched():
+        if is_watched() or not _PLAIN.issuperset(map(type, args)):
             return op(*args)
         if not all(_PLAIN.issuperset(map(type, args[i])) for i in lists):
             return op(*args)
@@ -166,8 +166,10 @@ def _shortcut(op: Any, kernel: Callable[..., Any], formula: Callable[..., Any] |
     return call
 
 
-def _is_watched() -> bool:
-    """Whether a mode, a transform of torch.func, a tracer, forward-mode differentiation or a profiler is at work."""
+def is_watched() -> bool:
+    """Whether a compiler, a mode, torch.func, a tracer, forward-mode differentiation or a profiler is at work."""
+    if torch.compiler.is_compiling():
+        return True
     c = torch._C
     return bool(
         c._len_torch_dispatch_stack()

@@ -17,7 +17,7 @@ _FEW_CHANNELS = 16
 _BLOCK = 64  # columns of a weight gradient come in such blocks
 # At a stride of 2, by the filter's side and whether it is transposed: the least side of the output and its least number
 # of pixels. Small images meet much padding, which direct sums leave out; few pixels are not worth larger weights.
-_LEAST = {(4, False): (4, 1024), (4, True): (4, 1024), (3, False): (8, 4096), (3, True): (64, 16384)}
+_LEAST = {(4, False): (4, 1024), (4, True): (4, 1024), (3, False): (8, 4096), (3, True): (64, 4096)}
 _FEW_CHANNELS_STRIDED_3 = 128  # for the weight gradient
 
 _MOST_DEPTH = 8  # taps along the depth

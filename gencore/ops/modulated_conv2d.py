@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, is_named, triton_refusal, triton_slower
+from gencore.extension import EXTENSION
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor, compute_dtype
+from gencore.ops._library import is_watched
 from gencore.ops.bias_act import check_bias, resolve_activation, scaled_bias_act
 from gencore.ops.conv import conv2d, conv_transpose2d
+from gencore.ops.conv_packing import kept
 from gencore.ops.linear import linear
 from gencore.ops.upfirdn2d import SLOPES, FirEpilogue, check_filter, expand_padding, filter_refusal, resample
 from gencore.reference._precision import without_autocast
@@ -186,11 +190,20 @@ def _conv_impl(impl: str, chosen: str) -> str:
 
 @without_autocast
 def _demodulation(style: Tensor, weight: Tensor, conv_impl: str) -> Tensor:
-    """The factors [N, O], from the squared styles and the squared weights of every pair of channels."""
+    """The factors [N, O], from the squared styles and the squared weights of every pair of channels.
+
+    The latter are kept from call to call where the weight is not trained.
+    """
     compute = compute_dtype(style.dtype)
-    energy = weight.to(compute).square().sum([2, 3])
+    recorded = torch.is_grad_enabled() and weight.requires_grad
+    at_rest = not recorded and weight.device.type == "cpu" and EXTENSION.loaded and type(weight) in (Tensor, Parameter)
+    energy = kept(weight, _energy) if at_rest and not is_watched() else _energy(weight)
     product = linear(style.to(compute).square(), energy, impl=conv_impl)
     return (product + DEMODULATION_EPS).rsqrt()
+
+
+def _energy(weight: Tensor) -> Tensor:
+    return weight.to(compute_dtype(weight.dtype)).square().sum([2, 3])
 
 
 def _widened(x: Tensor, weight: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
