@@ -313,7 +313,8 @@ struct Fir {
   // The processor does not see that one of so many rows comes from memory, and asks for it late.
   template <int count>
   GENCORE_INLINE void weigh_rows(const T* const* row, const C* tap, int64_t size, bool add, C* to) const {
-    const T *newest = row[count - 1] + kAhead, *second = row[y_axis.down > 1 && count > 1 ? count - 2 : count - 1] + kAhead;
+    const T *newest = row[count - 1] + kAhead,
+            *second = row[y_axis.down > 1 && count > 1 ? count - 2 : count - 1] + kAhead;
     for_each_vector<lanes>(size, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
       __builtin_prefetch(newest + i);
       __builtin_prefetch(second + i);
