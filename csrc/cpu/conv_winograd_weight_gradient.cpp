@@ -15,48 +15,52 @@ namespace {
 // V and W of a part, all threads together; tiles of one piece, which a thread transforms at a time.
 constexpr int64_t kPartBytes = 16 << 20, kFewestTiles = 96, kMostTiles = 512, kPieceTiles = 64;
 // Products that meet in one sum; these sums meet in one of the part, and those in the total.
-constexpr int64_t kRunTiles = 16;
+constexpr int64_t kRunTiles = 32;
 constexpr int kVectors = kMaxVectors, kBlock = kVectors * kLanes;
 
-// Sums of MR rows (channels of V) by one block of columns: total += V' W over `tiles` tiles.
+// sums (+)= V' W over `tiles` tiles, for MR rows (channels of V) by one block of columns.
 template <int MR>
-GENCORE_INLINE void outer_products(const float* v, const float* w, int64_t tiles, bool add, float* total) {
-  vfloat part[MR][kVectors] = {};  // in memory: the registers are taken
-  for (int64_t first = 0; first < tiles; first += kRunTiles) {
-    const int64_t end = smaller(tiles, first + kRunTiles);
-    vfloat sum[MR][kVectors] = {};
-    for (int64_t t = first; t < end; t++) {
-      vfloat b[kVectors];
+GENCORE_INLINE void outer_products(const float* v, const float* w, int64_t tiles, bool add, float* sums) {
+  vfloat sum[MR][kVectors] = {};
+  for (int64_t t = 0; t < tiles; t++) {
+    vfloat b[kVectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < kVectors; j++) b[j] = load(w + t * kBlock + j * kLanes);
+    for (int j = 0; j < kVectors; j++) b[j] = load(w + t * kBlock + j * kLanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < MR; i++) {
-        const vfloat value = splat<vfloat>(v[t * kLanes + i]);
+    for (int i = 0; i < MR; i++) {
+      const vfloat value = splat<vfloat>(v[t * kLanes + i]);
 #pragma GCC unroll 4
-        for (int j = 0; j < kVectors; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
-      }
+      for (int j = 0; j < kVectors; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; i++)
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; j++) part[i][j] += sum[i][j];
   }
+#pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
     for (int j = 0; j < kVectors; j++) {
-      float* to = total + i * kBlock + j * kLanes;
-      store(to, add ? load(to) + part[i][j] : part[i][j]);
+      float* to = sums + i * kBlock + j * kLanes;
+      store(to, add ? load(to) + sum[i][j] : sum[i][j]);
     }
 }
 
-// The same for a whole vector of channels.
-GENCORE_INLINE void all_products(const float* v, const float* w, int64_t tiles, bool add, float* total) {
-  if constexpr (kLanes == 16) {
-    outer_products<6>(v, w, tiles, add, total);
-    outer_products<5>(v + 6, w, tiles, add, total + 6 * kBlock);
-    outer_products<5>(v + 11, w, tiles, add, total + 11 * kBlock);
-  } else {
-    for (int i = 0; i < kLanes; i += 4) outer_products<4>(v + i, w, tiles, add, total + i * kBlock);
-  }
+// total (+)= the same for a whole vector of channels. A run of tiles meets all of them while it is in the first cache.
+inline void all_products(const float* v, const float* w, int64_t tiles, bool add, float* total) {
+  alignas(64) float part[kLanes * kBlock];
+  int64_t first = 0;
+  do {
+    const int64_t run = smaller(kRunTiles, tiles - first);
+    if constexpr (kLanes == 16) {
+      outer_products<6>(v, w, run, first > 0, part);
+      outer_products<5>(v + 6, w, run, first > 0, part + 6 * kBlock);
+      outer_products<5>(v + 11, w, run, first > 0, part + 11 * kBlock);
+    } else {
+      for (int i = 0; i < kLanes; i += 4) outer_products<4>(v + i, w, run, first > 0, part + i * kBlock);
+    }
+    v += run * kLanes;
+    w += run * kBlock;
+    first += kRunTiles;
+  } while (first < tiles);
+  for (int64_t i = 0; i < kLanes * kBlock; i += kLanes)
+    store(total + i, add ? load(total + i) + load(part + i) : load(part + i));
 }
 
 template <class S>
@@ -134,26 +138,29 @@ struct WinogradWeightGradient {
     int64_t gathered_tiles() const { return planes.slots() * of_plane(); }
   };
 
-  // V and W of a part: its planes image by image, a few rows of tiles at a time.
+  // V and W of a part: its planes image by image, a few rows of tiles at a time, by turns, so that all threads have as
+  // much of both.
   void transform(const Part& part) const {
     const Box& box = part.box;
     const int64_t cuts = ceil_div(box.count[1], piece_rows), pieces = box.batch_count * cuts;
-    parallel_for(0, (part.planes.number + box.count[0]) * pieces, 1, [&](int64_t begin, int64_t end) {
+    const int64_t planes = larger(part.planes.number, box.count[0]);
+    parallel_for(0, 2 * planes * pieces, 1, [&](int64_t begin, int64_t end) {
       Arena arena;
       take(arena);
       arena = {static_cast<char*>(scratch(Scratch::worker, arena.used)), 0};
       Work work = take(arena);
       for (int64_t task = begin; task < end; task++) {
-        const int64_t n = task % pieces / cuts, row = task % cuts * piece_rows, p = task / pieces;
-        const bool inputs = p < part.planes.number;
-        Box piece = plane_of(box, inputs ? part.planes.first + p : box.origin[0] + p - part.planes.number);
+        const int64_t n = task / 2 % pieces / cuts, row = task / 2 % cuts * piece_rows, p = task / 2 / pieces;
+        const bool inputs = task % 2 == 0;
+        if (p >= (inputs ? part.planes.number : box.count[0])) continue;
+        Box piece = plane_of(box, (inputs ? part.planes.first : box.origin[0]) + p);
         piece.batch += n;
         piece.batch_count = 1;
         piece.origin[1] += row;
         piece.count[1] = smaller(piece_rows, box.count[1] - row);
         const int64_t first = (n * box.count[1] + row) * box.count[2];
         if (!inputs)
-          transform_outputs(piece, (p - part.planes.number) * part.of_plane() + first, box.pixels(), work);
+          transform_outputs(piece, p * part.of_plane() + first, box.pixels(), work);
         else if (piece.origin[0] >= 0 && piece.origin[0] < shape.in_size[0])
           transform_inputs(piece, part.planes.slot(p) * part.of_plane() + first, part.gathered_tiles(), work);
       }
