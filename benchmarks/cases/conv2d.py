@@ -1,4 +1,5 @@
-"""``conv2d``: layers of discriminators and encoders with bias and LeakyReLU, and bare 3x3 and 1x1 ones."""
+"""``conv2d``: layers of discriminators and encoders with bias and LeakyReLU, and bare 3x3, 1x1,
+grouped and depthwise ones."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ class Conv2d(Convolution):
         problem((64, 128, 16, 16), (256, 128, 4, 4), stride=2, padding=1, **LEAKY),
         problem((64, 3, 64, 64), (64, 3, 4, 4), stride=2, padding=1, **LEAKY),
         problem((16, 256, 16, 16), (256, 256, 1, 1)),
+        problem((16, 128, 32, 32), (128, 32, 3, 3), padding=1, groups=4),
+        problem((16, 128, 32, 32), (128, 1, 3, 3), padding=1, groups=128),
     )
 
 

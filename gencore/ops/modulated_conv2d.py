@@ -190,10 +190,7 @@ def _conv_impl(impl: str, chosen: str) -> str:
 
 @without_autocast
 def _demodulation(style: Tensor, weight: Tensor, conv_impl: str) -> Tensor:
-    """The factors [N, O], from the squared styles and the squared weights of every pair of channels.
-
-    The latter are kept from call to call where the weight is not trained.
-    """
+    """The factors [N, O], from squared styles and the squared weights of pairs of channels, kept if not trained."""
     compute = compute_dtype(style.dtype)
     recorded = torch.is_grad_enabled() and weight.requires_grad
     at_rest = not recorded and weight.device.type == "cpu" and EXTENSION.loaded and type(weight) in (Tensor, Parameter)
