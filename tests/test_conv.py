@@ -571,7 +571,7 @@ def test_explains_itself(monkeypatch):
     assert chosen("linear", like.expand(2, 2), like.expand(2, 2)) == "reference"
     for mkl, choice in ((False, "cpu"), (True, "reference")):
         monkeypatch.setattr("gencore.ops.linear.MKL_RUNS_AT_FULL_SPEED", mkl)
-        monkeypatch.setattr("gencore.ops.conv.MKL_RUNS_AT_FULL_SPEED", mkl)
+        monkeypatch.setattr("gencore.ops.conv.HAS_BFLOAT16", mkl)
         assert chosen("conv2d", images.bfloat16(), like.bfloat16().expand(64, 64, 3, 3)) == choice
         assert chosen("conv_transpose2d", images.bfloat16(), like.bfloat16().expand(64, 64, 4, 4)) == choice
         assert chosen("conv_transpose2d", images.bfloat16(), like.bfloat16().expand(64, 3, 4, 4)) == "reference"

@@ -15,7 +15,7 @@ from gencore.ops._autocast import autocast
 from gencore.ops._layout import is_channels_last
 from gencore.ops.conv_checks import Size, as_int, check_epilogue, expand, find_sizes, find_transposed_sizes
 from gencore.ops.conv_core import CONVOLUTION, FUSED_IN_TRAINING
-from gencore.processor import MKL_RUNS_AT_FULL_SPEED
+from gencore.processor import HAS_BFLOAT16
 from gencore.reference.activation import activate
 
 
@@ -333,8 +333,8 @@ _MANY_PIXELS = 128
 
 
 def _lower_precision_slower(input: Tensor) -> Reason:
-    if input.dtype == torch.bfloat16 and MKL_RUNS_AT_FULL_SPEED:
-        return "oneDNN's bfloat16 is at home on Intel's processors, whose tiles for it we do not use"
+    if input.dtype == torch.bfloat16 and HAS_BFLOAT16:
+        return "oneDNN's bfloat16 is as fast or faster on processors that have instructions for it"
     return None
 
 

@@ -270,6 +270,27 @@ inline __attribute__((always_inline)) void transpose_square(const float* from, i
   for (int i = 0; i < kLanes; i++) store(to + i * to_stride, row[i]);
 }
 
+// 2 kLanes by kLanes numbers of two bytes: two rows become one of pairs.
+inline __attribute__((always_inline)) void transpose_pairs(const void* from, int64_t from_stride, void* to,
+                                                           int64_t to_stride) {
+  typedef uint16_t vhalf __attribute__((vector_size(kLanes * 2)));
+  const uint16_t* first = static_cast<const uint16_t*>(from);
+  vfloat row[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) {
+    vhalf low, high;
+    std::memcpy(&low, first + 2 * i * from_stride, sizeof low);
+    std::memcpy(&high, first + (2 * i + 1) * from_stride, sizeof high);
+    row[i] = (vfloat)(__builtin_convertvector(low, vuint) | __builtin_convertvector(high, vuint) << 16);
+  }
+  exchange_all<1>(row);
+  exchange_all<2>(row);
+  if constexpr (kLanes > 4) exchange_all<(kLanes > 4 ? 4 : 1)>(row);
+  if constexpr (kLanes > 8) exchange_all<(kLanes > 8 ? 8 : 1)>(row);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) std::memcpy(static_cast<uint16_t*>(to) + i * to_stride, &row[i], sizeof row[i]);
+}
+
 // to[c * to_stride + r] = from[r * from_stride + c].
 template <class T>
 inline void transpose(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
@@ -279,6 +300,12 @@ inline void transpose(const T* from, int64_t from_stride, T* to, int64_t to_stri
     for (int64_t r = 0; r < row_end; r += kLanes)
       for (int64_t c = 0; c < column_end; c += kLanes)
         transpose_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
+  }
+  if constexpr (sizeof(T) == 2) {
+    row_end = rows - rows % (2 * kLanes), column_end = columns - columns % kLanes;
+    for (int64_t r = 0; r < row_end; r += 2 * kLanes)
+      for (int64_t c = 0; c < column_end; c += kLanes)
+        transpose_pairs(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
   }
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = r < row_end ? column_end : 0; c < columns; c++) to[c * to_stride + r] = from[r * from_stride + c];
