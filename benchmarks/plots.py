@@ -76,7 +76,7 @@ def roofline(report: Report, results: Sequence[Result], path: Path) -> Path:
     for op in ops:
         axes.scatter([], [], color=colours[op], label=f"gencore, {op}")
     axes.scatter([], [], color=_PEER, label="the fastest PyTorch peer")
-    axes.set_ylim(min(rates) / 2, peak * 1.5)
+    axes.set_ylim(min(rates) / 2, max(peak, *rates) * 1.3)
     axes.set(xscale="log", yscale="log", xlabel="least flops per byte", ylabel="GFLOP/s", xlim=(low, high))
     axes.grid(which="both", alpha=0.2)
     axes.legend(loc="lower right")
