@@ -103,7 +103,7 @@ void run_pack(ConvPackArgs args, int64_t winograd) {
   if (winograd == 0) return run_conv_pack(args);
   const int64_t side = args.kernel[1];
   STD_TORCH_CHECK(
-      args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] <= 8 && args.kernel[2] == side &&
+      args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] <= kMostDepth && args.kernel[2] == side &&
           (side == 3 || side == 4) && (winograd == 2 || (winograd == 1 && side == 3)),
       "winograd takes float32 filters of 3x3 at strides of 1 and 2, and of 4x4 at 2, without groups, and at "
       "most 8 taps along the depth");
@@ -128,7 +128,7 @@ void pack(const Tensor& weight, int64_t groups, bool columns_first, int64_t wino
 
 void check_winograd(const ConvShape& s, Dtype dtype, bool transposed) {
   STD_TORCH_CHECK(dtype == Dtype::float32 && s.groups == 1 && s.dilation[0] == 1 && s.dilation[1] == 1 &&
-                      s.dilation[2] == 1 && s.kernel[0] <= 8,
+                      s.dilation[2] == 1 && s.kernel[0] <= kMostDepth,
                   "winograd takes float32 images, without groups and dilation, and at most 8 taps along the depth");
   const int64_t side = s.kernel[1], step = s.stride[1];
   bool fits = side == s.kernel[2] && step == s.stride[2] &&

@@ -39,44 +39,41 @@ void row_chunk(const T* x, int64_t channels, int64_t rows, C* mean, C* m2) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const C inverse = static_cast<C>(1.0 / static_cast<double>(rows));
-  for_each_tile_of_rows<lanes>(channels, 0, rows,
-                               [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
-                                 V sum[vectors];
-                                 for (int j = 0; j < vectors; j++)
-                                   sum[j] = first == 0 ? V{} : load(mean + column + j * lanes, n);
-                                 for (int64_t r = first; r < last; r++)
-                                   for (int j = 0; j < vectors; j++)
-                                     sum[j] += load(x + r * channels + column + j * lanes, n);
-                                 for (int j = 0; j < vectors; j++)
-                                   store(mean + column + j * lanes, last == rows ? sum[j] * inverse : sum[j], n);
-                               });
+  const auto add = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
+    V sum[vectors] = {};
+    if (first > 0) load_tile(mean + column, n, sum);
+    for (int64_t r = first; r < last; r++)
+      for (int j = 0; j < vectors; j++) sum[j] += load(x + r * channels + column + j * lanes, n);
+    if (last == rows)
+      for (int j = 0; j < vectors; j++) sum[j] *= inverse;
+    store_tile(mean + column, n, sum);
+  };
+  for_each_tile_of_rows<lanes>(channels, 0, rows, add);
   // The deviations' own sum takes back what rounding did to the mean.
   C* rest = static_cast<C*>(scratch(Scratch::worker, channels * sizeof(C)));
-  for (int64_t c = 0; c < channels; c++) rest[c] = C{0};
-  for_each_tile_of_rows<lanes>(channels, 0, rows,
-                               [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
-                                 V center[vectors], square[vectors], more[vectors];
-                                 for (int j = 0; j < vectors; j++) {
-                                   const int64_t c = column + j * lanes;
-                                   center[j] = load(mean + c, n);
-                                   square[j] = first == 0 ? V{} : load(m2 + c, n);
-                                   more[j] = load(rest + c, n);
-                                 }
-                                 for (int64_t r = first; r < last; r++)
-                                   for (int j = 0; j < vectors; j++) {
-                                     const V d = load(x + r * channels + column + j * lanes, n) - center[j];
-                                     more[j] += d;
-                                     square[j] += d * d;
-                                   }
-                                 for (int j = 0; j < vectors; j++) {
-                                   const int64_t c = column + j * lanes;
-                                   store(rest + c, more[j], n);
-                                   store(m2 + c, last == rows ? square[j] - more[j] * more[j] * inverse : square[j], n);
-                                 }
-                               });
-  for_each_vector<lanes>(channels, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
-    store(mean + i, load(mean + i, n) + load(rest + i, n) * inverse, n);
-  });
+  const auto deviate = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
+    V center[vectors], square[vectors] = {}, sum[vectors] = {};
+    load_tile(mean + column, n, center);
+    if (first > 0) {
+      load_tile(m2 + column, n, square);
+      load_tile(rest + column, n, sum);
+    }
+    for (int64_t r = first; r < last; r++)
+      for (int j = 0; j < vectors; j++) {
+        const V d = load(x + r * channels + column + j * lanes, n) - center[j];
+        sum[j] += d;
+        square[j] += d * d;
+      }
+    if (last == rows)
+      for (int j = 0; j < vectors; j++) {
+        center[j] += sum[j] * inverse;
+        square[j] -= sum[j] * sum[j] * inverse;
+      }
+    store_tile(mean + column, n, center);
+    store_tile(m2 + column, n, square);
+    store_tile(rest + column, n, sum);
+  };
+  for_each_tile_of_rows<lanes>(channels, 0, rows, deviate);
 }
 
 // Constants as the loops read them: one value a column; scale and bias for each sample.
@@ -159,26 +156,24 @@ void row_apply(const BatchNormActArgs& args, int64_t width, const Columns<C>& co
   const T* residual = static_cast<const T*>(args.residual);
   T* y = static_cast<T*>(args.y);
   const C slope = static_cast<C>(args.negative_slope);
-  for_each_tile_of_rows<lanes>(width, begin, end,
-                               [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
-                                 V mean[vectors], scale[vectors], bias[vectors];
-                                 for (int j = 0; j < vectors; j++) {
-                                   mean[j] = load(columns.mean + column + j * lanes, n);
-                                   scale[j] = load(columns.scale + column + j * lanes, n);
-                                   bias[j] = load(columns.bias + column + j * lanes, n);
-                                 }
-                                 for (int64_t r = first; r < last; r++)
-                                   for (int j = 0; j < vectors; j++) {
-                                     const int64_t i = r * width + column + j * lanes;
-                                     V u = (load(x + i, n) - mean[j]) * scale[j] + bias[j];
-                                     if (residual) u += load(residual + i, n);
-                                     const V value = activate<activation>(u, slope);
-                                     if (streaming)
-                                       stream(y + i, value);
-                                     else
-                                       store(y + i, value, n);
-                                   }
-                               });
+  const auto apply = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
+    V mean[vectors], scale[vectors], bias[vectors];
+    load_tile(columns.mean + column, n, mean);
+    load_tile(columns.scale + column, n, scale);
+    load_tile(columns.bias + column, n, bias);
+    for (int64_t r = first; r < last; r++)
+      for (int j = 0; j < vectors; j++) {
+        const int64_t i = r * width + column + j * lanes;
+        V u = (load(x + i, n) - mean[j]) * scale[j] + bias[j];
+        if (residual) u += load(residual + i, n);
+        const V value = activate<activation>(u, slope);
+        if (streaming)
+          stream(y + i, value);
+        else
+          store(y + i, value, n);
+      }
+  };
+  for_each_tile_of_rows<lanes>(width, begin, end, apply);
 }
 
 // --- the whole -------------------------------------------------------------------------------------------------------

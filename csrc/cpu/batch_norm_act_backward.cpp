@@ -72,27 +72,25 @@ void row_sums(const BatchNormActBackwardArgs& args, int64_t width, const Columns
   constexpr int lanes = Vector<C>::lanes;
   const Gradient<T, activation> gradient(args);
   // Sums of sums of kRows rows: a long float32 sum loses digits that PyTorch's keeps.
-  for_each_tile_of_rows<lanes>(
-      width, begin, end, [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
-        V mean[vectors], scale[vectors], bias[vectors], g[vectors] = {}, gd[vectors] = {};
-        for (int j = 0; j < vectors; j++) {
-          mean[j] = load(columns.mean + column + j * lanes, n);
-          scale[j] = load(columns.scale + column + j * lanes, n);
-          bias[j] = load(columns.bias + column + j * lanes, n);
-        }
-        for (int64_t r = first; r < last; r++)
-          for (int j = 0; j < vectors; j++) {
-            V d;
-            const V v = gradient(r * width + column + j * lanes, n, mean[j], scale[j], bias[j], &d);
-            g[j] += v;
-            gd[j] += v * d;
-          }
-        for (int j = 0; j < vectors; j++) {
-          const int64_t c = column + j * lanes;
-          store(sum_g + c, first == begin ? g[j] : load(sum_g + c, n) + g[j], n);
-          store(sum_gd + c, first == begin ? gd[j] : load(sum_gd + c, n) + gd[j], n);
-        }
-      });
+  const auto add = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
+    V mean[vectors], scale[vectors], bias[vectors], g[vectors] = {}, gd[vectors] = {};
+    load_tile(columns.mean + column, n, mean);
+    load_tile(columns.scale + column, n, scale);
+    load_tile(columns.bias + column, n, bias);
+    for (int64_t r = first; r < last; r++)
+      for (int j = 0; j < vectors; j++) {
+        V d;
+        const V v = gradient(r * width + column + j * lanes, n, mean[j], scale[j], bias[j], &d);
+        g[j] += v;
+        gd[j] += v * d;
+      }
+    for (int j = 0; j < vectors; j++) {
+      const int64_t c = column + j * lanes;
+      store(sum_g + c, first == begin ? g[j] : load(sum_g + c, n) + g[j], n);
+      store(sum_gd + c, first == begin ? gd[j] : load(sum_gd + c, n) + gd[j], n);
+    }
+  };
+  for_each_tile_of_rows<lanes>(width, begin, end, add);
 }
 
 template <bool one_scale, class V>
@@ -162,30 +160,27 @@ void row_apply(const BatchNormActBackwardArgs& args, int64_t width, const Column
   const Gradient<T, activation> gradient(args);
   T* grad_x = static_cast<T*>(args.grad_x);
   T* grad_residual = static_cast<T*>(args.grad_residual);
-  for_each_tile_of_rows<lanes>(width, begin, end,
-                               [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
-                                 V mean[vectors], scale[vectors], bias[vectors], mean_g[vectors], slope_x[vectors];
-                                 for (int j = 0; j < vectors; j++) {
-                                   const int64_t c = column + j * lanes;
-                                   mean[j] = load(columns.mean + c, n);
-                                   scale[j] = load(columns.scale + c, n);
-                                   bias[j] = load(columns.bias + c, n);
-                                   mean_g[j] = load(columns.mean_g + c, n);
-                                   slope_x[j] = load(columns.slope_x + c, n);
-                                 }
-                                 for (int64_t r = first; r < last; r++)
-                                   for (int j = 0; j < vectors; j++) {
-                                     const int64_t i = r * width + column + j * lanes;
-                                     V d;
-                                     const V g = gradient(i, n, mean[j], scale[j], bias[j], &d);
-                                     if (grad_residual) store(grad_residual + i, g, n);
-                                     const V value = gradient_of_x<one_scale>(g, d, scale[j], mean_g[j], slope_x[j]);
-                                     if (streaming)
-                                       stream(grad_x + i, value);
-                                     else
-                                       store(grad_x + i, value, n);
-                                   }
-                               });
+  const auto apply = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
+    V mean[vectors], scale[vectors], bias[vectors], mean_g[vectors], slope_x[vectors];
+    load_tile(columns.mean + column, n, mean);
+    load_tile(columns.scale + column, n, scale);
+    load_tile(columns.bias + column, n, bias);
+    load_tile(columns.mean_g + column, n, mean_g);
+    load_tile(columns.slope_x + column, n, slope_x);
+    for (int64_t r = first; r < last; r++)
+      for (int j = 0; j < vectors; j++) {
+        const int64_t i = r * width + column + j * lanes;
+        V d;
+        const V g = gradient(i, n, mean[j], scale[j], bias[j], &d);
+        if (grad_residual) store(grad_residual + i, g, n);
+        const V value = gradient_of_x<one_scale>(g, d, scale[j], mean_g[j], slope_x[j]);
+        if (streaming)
+          stream(grad_x + i, value);
+        else
+          store(grad_x + i, value, n);
+      }
+  };
+  for_each_tile_of_rows<lanes>(width, begin, end, apply);
 }
 
 template <class T, Activation activation, bool one_scale, class C = compute_t<T>>

@@ -33,31 +33,26 @@ GENCORE_INLINE void for_each_run(const BatchNormShape& shape, int64_t channel, i
 // Rows that are walked together, all column tiles of them before the next: wide rows are then read about as they lie.
 constexpr int64_t kRows = 16;
 
-// Up to eight vectors of channels at a time, 128 channels of float32 with AVX-512: the sums stay in registers.
-//
-// body<vectors>(column, n) for the column tiles of a row (inner == 1); the last vector of a tile has n lanes.
-template <int lanes, class Body>
-GENCORE_INLINE void for_each_tile(int64_t channels, const Body& body) {
-  int64_t column = 0;
-  for (; column + 8 * lanes <= channels; column += 8 * lanes) body.template operator()<8>(column, int64_t{lanes});
-  if (column + 4 * lanes <= channels) {
-    body.template operator()<4>(column, int64_t{lanes});
-    column += 4 * lanes;
-  }
-  for (; column < channels; column += lanes) {
-    const int64_t left = channels - column;
-    body.template operator()<1>(column, left < lanes ? left : int64_t{lanes});
-  }
-}
-
-// body<vectors>(column, n, first, last) for the tiles of rows [begin, end), kRows rows at a time.
+// body<vectors>(column, n, first, last) for the column tiles of rows [begin, end) (inner == 1), kRows rows at a time,
+// of up to eight vectors, whose sums stay in registers.
 template <int lanes, class Body>
 GENCORE_INLINE void for_each_tile_of_rows(int64_t channels, int64_t begin, int64_t end, const Body& body) {
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t last = first + kRows < end ? first + kRows : end;
-    for_each_tile<lanes>(channels, [&]<int vectors>(int64_t column, int64_t n)
-                                       GENCORE_LAMBDA { body.template operator()<vectors>(column, n, first, last); });
+    for_each_column_tile<lanes, 8>(channels, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
+      body.template operator()<vectors>(column, n, first, last);
+    });
   }
+}
+
+// One number a column, for the vectors of a tile.
+template <int vectors, class C, class V>
+GENCORE_INLINE void load_tile(const C* from, int64_t n, V (&to)[vectors]) {
+  for (int j = 0; j < vectors; j++) to[j] = load(from + j * Vector<C>::lanes, n);
+}
+template <int vectors, class C, class V>
+GENCORE_INLINE void store_tile(C* to, int64_t n, const V (&from)[vectors]) {
+  for (int j = 0; j < vectors; j++) store(to + j * Vector<C>::lanes, from[j], n);
 }
 
 inline int64_t chunk_sample(const BatchNormWalk& walk, int64_t chunk) { return chunk / walk.sample_chunks(); }

@@ -36,7 +36,7 @@ void channels_last(const BiasActArgs& args, int64_t n, int64_t begin, int64_t en
   const int64_t channels = args.shape.channels, first = n * args.shape.pixels;
   const T* x = static_cast<const T*>(args.x);
   T* y = static_cast<T*>(args.y);
-  for_each_channel_tile<lanes, 8>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
+  for_each_column_tile<lanes, 8>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
     const BiasActColumns<C, vectors> columns(row, c, count);
     for (int64_t p = begin; p < end; p++) {
       const V noise = broadcast<V>(row.noise ? row.noise[p] : C{0});

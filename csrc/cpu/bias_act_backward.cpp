@@ -65,7 +65,7 @@ void channels_last_block(const BiasActBackwardArgs& args, int64_t n, int64_t beg
   const T* grad_y = static_cast<const T*>(args.grad_y);
   T* grad_x = static_cast<T*>(args.grad_x);
   V noise_sum[64] = {};  // of BiasActShape::block_size() pixels
-  for_each_channel_tile<lanes, scaled ? 4 : 8>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
+  for_each_column_tile<lanes, scaled ? 4 : 8>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
     const BiasActColumns<C, vectors> columns(row, c, count);
     V g_sum[vectors] = {}, gx_sum[vectors] = {};
     for (int64_t p = begin; p < end; p++) {

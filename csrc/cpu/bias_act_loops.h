@@ -78,14 +78,4 @@ struct BiasActColumns {
   }
 };
 
-// body<vectors>(channel, n) for tiles of a row of channels, `wide` vectors each, or half as many, or one: narrow rows
-// are read about as they lie. The last vector of a tile has n lanes.
-template <int lanes, int wide, class Body>
-GENCORE_INLINE void for_each_channel_tile(int64_t channels, const Body& body) {
-  int64_t c = 0;
-  for (; c + wide * lanes <= channels; c += wide * lanes) body.template operator()<wide>(c, int64_t{lanes});
-  for (; c + wide / 2 * lanes <= channels; c += wide / 2 * lanes) body.template operator()<wide / 2>(c, int64_t{lanes});
-  for (; c < channels; c += lanes) body.template operator()<1>(c, channels - c < lanes ? channels - c : int64_t{lanes});
-}
-
 }  // namespace gencore::GENCORE_ISA

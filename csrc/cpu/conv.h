@@ -24,6 +24,9 @@
 
 namespace gencore {
 
+// The most taps along the depth that conv_winograd and its weight gradient take.
+constexpr int64_t kMostDepth = 8;
+
 // Sizes are (depth, height, width). Channels are totals over all groups.
 struct ConvShape {
   int64_t batch, in_channels, out_channels, groups;

@@ -17,7 +17,7 @@ inline bool folds(const ConvShape& shape, bool transposed) {
 }
 
 // The shape whose pixels are the first of each run; along the last axis they are counted from the padding on.
-inline ConvShape fold(const ConvShape& shape) {
+inline ConvShape folded_shape(const ConvShape& shape) {
   ConvShape folded = shape;
   folded.in_channels = shape.in_channels * shape.kernel[2];
   folded.in_size[2] = (shape.out_size[2] - 1) * shape.stride[2] + 1;

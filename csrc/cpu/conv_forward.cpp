@@ -23,7 +23,7 @@ struct Forward {
 
   const ConvForwardArgs& args;
   const ConvShape& shape;
-  bool folded;
+  bool folded;  // input channels and taps, as in conv_fold.h
   Geometry g;
   PanelLayout<T> layout;
   Boxes boxes;
@@ -199,9 +199,10 @@ struct Forward {
 
   template <bool native>
   void run() {
+    folded = folds<T>(shape, args.transposed);
     Arena shared;
     for (int round = 0; round < 2; round++) {
-      g = make_geometry(folded ? fold(shape) : shape, args.transposed, shared);
+      g = make_geometry(folded ? folded_shape(shape) : shape, args.transposed, shared);
       cut();
       zeros = shared.take<T>(g.shape.in_channels);
       if (args.mean)
@@ -227,29 +228,26 @@ struct Forward {
   }
 };
 
+template <class T, bool native = false>
+void forward(const ConvForwardArgs& args) {
+  Forward<T> forward{args, args.shape, false, {}, {}, {}, 0, 0, 0, nullptr, {}};
+  forward.template run<native>();
+}
+
 }  // namespace
 
 void conv_forward(const ConvForwardArgs& args) {
   switch (args.dtype) {
-    case Dtype::float64: {
-      Forward<double> forward{args,    args.shape, folds<double>(args.shape, args.transposed), {}, {}, {}, 0, 0, 0,
-                              nullptr, {}};
-      return forward.run<false>();
-    }
-    case Dtype::bfloat16: {
-      Forward<bfloat16> forward{args,    args.shape, folds<bfloat16>(args.shape, args.transposed), {}, {}, {}, 0, 0, 0,
-                                nullptr, {}};
+    case Dtype::float64:
+      return forward<double>(args);
+    case Dtype::bfloat16:
 #if defined(__AVX512F__)
-      if (__builtin_cpu_supports("avx512bf16")) return forward.run<true>();
+      if (__builtin_cpu_supports("avx512bf16")) return forward<bfloat16, true>(args);
 #endif
-      return forward.run<false>();
-    }
-    default: {
+      return forward<bfloat16>(args);
+    default:
       if (ScatterForward scatter{args}; scatter.pays()) return scatter.run();
-      Forward<float> forward{args,    args.shape, folds<float>(args.shape, args.transposed), {}, {}, {}, 0, 0, 0,
-                             nullptr, {}};
-      return forward.run<false>();
-    }
+      return forward<float>(args);
   }
 }
 

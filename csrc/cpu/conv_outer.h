@@ -15,6 +15,20 @@ GENCORE_INLINE float to_sum(bfloat16 v) {
   return result;
 }
 
+// sums[i][j] += a[i] * panel[j], of one pixel.
+template <class T, int MR, int NV, class V>
+GENCORE_INLINE void add_outer(const T* a, const typename Tile<T>::Sum* panel, V (&sum)[MR][NV]) {
+  V b[NV];
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; j++) b[j] = load_vector<V>(panel + j * Tile<T>::lanes);
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; i++) {
+    const V value = splat<V>(to_sum(a[i]));
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
+  }
+}
+
 // The panel of pixel rows, `columns` numbers of each, in `vectors` vectors: [pixel][column], or for the processor's own
 // products of bfloat16 [pair of pixels][column][2], in the same memory.
 template <class T, bool native>
@@ -62,18 +76,7 @@ void outer_product(const T* const* rows, int64_t offset, int64_t pixels, const t
     }
   }
 #endif
-  for (int64_t p = 0; p < pixels && !native; p++) {
-    const T* a = rows[p] + offset;
-    V b[NV];
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) b[j] = load_vector<V>(panel + p * width + j * lanes);
-#pragma GCC unroll 12
-    for (int i = 0; i < MR; i++) {
-      const V value = splat<V>(to_sum(a[i]));
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
-    }
-  }
+  for (int64_t p = 0; p < pixels && !native; p++) add_outer<T>(rows[p] + offset, panel + p * width, sum);
 #pragma GCC unroll 12
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4

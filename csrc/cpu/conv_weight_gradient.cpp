@@ -199,7 +199,7 @@ struct WeightGradient {
 
   void run() {
     folded = folds<T>(shape, false);
-    const ConvShape seen = folded ? fold(shape) : shape;
+    const ConvShape seen = folded ? folded_shape(shape) : shape;
     const int64_t dense_group = shape.out_channels / shape.groups, gathered_group = seen.in_channels / shape.groups;
     const int64_t taps = product(seen.kernel), lanes = Tile<T>::lanes;
     // Vectors along the dense side make one panel serve all taps; but they want channels to fill them, and with one

@@ -144,8 +144,7 @@ struct WinogradForward {
   const float* zeros;
   int finite = 1;
 
-  struct Work {  // one thread's arrays
-    Pixel* tiles;
+  struct Work {            // one thread's arrays
     const float** rows;    // [input][capacity]
     const float** v_rows;  // [value][v_capacity]: of v
     float* v;              // [value][slot of the plane][tile of the plane][channels]
@@ -156,7 +155,6 @@ struct WinogradForward {
 
   Work take(Arena& arena) const {
     Work w{};
-    w.tiles = arena.take<Pixel>(capacity);
     w.rows = arena.take<const float*>(kInputs * capacity);
     w.v_rows = arena.take<const float*>(kValues * v_capacity);
     w.v = arena.take<float>(kValues * v_stride);
@@ -209,14 +207,6 @@ struct WinogradForward {
       for (int64_t t = 0; t < tiles; t++)
         transform_input<S>(w.rows + t, capacity, shape.in_channels, w.v + (at + t) * v_row, v_stride, kLanes);
     }
-    for (int64_t q = 0; q < box.count[0]; q++)
-      for_each_run(plane_of(box, box.origin[0] + q), false, [&](int64_t i, const Pixel& pixel, int64_t count) {
-        Pixel* to = w.tiles + q * tiles + i;
-        for (int64_t j = 0; j < count; j++) {
-          to[j] = pixel;
-          to[j].at[2] += j;
-        }
-      });
   }
 
   // All sums of a box and of one phase along the depth, for one block of channels.
@@ -255,7 +245,8 @@ struct WinogradForward {
   // All outputs of a box for one block of channels.
   bool run_block_of_columns(int64_t b, const Box& box, Work& w) const {
     const int vectors = layout.vectors(b);
-    const int64_t width = vectors * kLanes, channel = b * WinogradLayout::block, tiles = box.pixels();
+    const int64_t width = vectors * kLanes, channel = b * WinogradLayout::block;
+    const int64_t tiles_of_plane = plane_of(box, 0).pixels();
     Epilogue<float> e{};
     e.channels = static_cast<int>(smaller(layout.columns - channel, width));
     e.bias = padded<float>(args.bias, channel, e.channels, w.bias);
@@ -278,11 +269,14 @@ struct WinogradForward {
     vfloat rest{};
     for (int64_t p = 0; p < depth.phases; p++) {
       multiply(depth.phase[p], b, box, w);
-      for (int64_t t = 0; t < tiles; t++) {
-        Pixel first = w.tiles[t];
-        first.at[0] = first.at[0] * g.output_step[0] + depth.phase[p].first[0];
-        if (first.at[0] < shape.out_size[0])
-          rest += finish_tile(first, w.m + t * width, channel, vectors, y, strides, e);
+      for (int64_t q = 0; q < box.count[0]; q++) {
+        const int64_t plane = (box.origin[0] + q) * g.output_step[0] + depth.phase[p].first[0];
+        if (plane >= shape.out_size[0]) break;
+        const float* m = w.m + q * tiles_of_plane * width;
+        for_each_run(plane_of(box, plane), false, [&](int64_t i, Pixel tile, int64_t count) {
+          for (int64_t j = 0; j < count; j++, tile.at[2]++)
+            rest += finish_tile(tile, m + (i + j) * width, channel, vectors, y, strides, e);
+        });
       }
     }
     if (!args.y_channels_last)

@@ -204,9 +204,6 @@ GENCORE_INLINE void transform_input(const float* const* rows, int64_t row_stride
   }
 }
 
-// The most taps along the depth.
-constexpr int64_t kMostDepth = 8;
-
 // The tiles of `shape` as a geometry: "outputs" at a stride of kStep, under a "filter" of kInputs x kInputs. Its input
 // planes are those of the image, one at a time; its grid is that of the output.
 template <class S>

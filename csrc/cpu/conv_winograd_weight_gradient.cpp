@@ -6,6 +6,7 @@
 //
 // Tiles come in parts: all threads transform those of a part, then share out the sums, each of which is made by one
 // thread in one order. So the bits depend on the shape alone, and nothing is summed twice.
+#include "cpu/conv_outer.h"
 #include "cpu/conv_winograd.h"
 
 namespace gencore::GENCORE_ISA {
@@ -20,19 +21,9 @@ constexpr int kVectors = kMaxVectors, kBlock = kVectors * kLanes;
 
 // sums (+)= V' W over `tiles` tiles, for MR rows (channels of V) by one block of columns.
 template <int MR>
-GENCORE_INLINE void outer_products(const float* v, const float* w, int64_t tiles, bool add, float* sums) {
+GENCORE_INLINE void tile_products(const float* v, const float* w, int64_t tiles, bool add, float* sums) {
   vfloat sum[MR][kVectors] = {};
-  for (int64_t t = 0; t < tiles; t++) {
-    vfloat b[kVectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < kVectors; j++) b[j] = load(w + t * kBlock + j * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; i++) {
-      const vfloat value = splat<vfloat>(v[t * kLanes + i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; j++) sum[i][j] = multiply_add(value, b[j], sum[i][j]);
-    }
-  }
+  for (int64_t t = 0; t < tiles; t++) add_outer(v + t * kLanes, w + t * kBlock, sum);
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
@@ -49,11 +40,11 @@ inline void all_products(const float* v, const float* w, int64_t tiles, bool add
   do {
     const int64_t run = smaller(kRunTiles, tiles - first);
     if constexpr (kLanes == 16) {
-      outer_products<6>(v, w, run, first > 0, part);
-      outer_products<5>(v + 6, w, run, first > 0, part + 6 * kBlock);
-      outer_products<5>(v + 11, w, run, first > 0, part + 11 * kBlock);
+      tile_products<6>(v, w, run, first > 0, part);
+      tile_products<5>(v + 6, w, run, first > 0, part + 6 * kBlock);
+      tile_products<5>(v + 11, w, run, first > 0, part + 11 * kBlock);
     } else {
-      for (int i = 0; i < kLanes; i += 4) outer_products<4>(v + i, w, run, first > 0, part + i * kBlock);
+      for (int i = 0; i < kLanes; i += 4) tile_products<4>(v + i, w, run, first > 0, part + i * kBlock);
     }
     v += run * kLanes;
     w += run * kBlock;
@@ -111,7 +102,6 @@ struct WinogradWeightGradient {
 
   void lay_out(Arena& arena) {
     gathered = tile_geometry<S>(shape, false, arena);
-    gathered.grid[0] = shape.out_size[0];
     dense = output_geometry(arena);
     depth = depth_geometry(shape, false, arena);
     groups = ceil_div(shape.in_channels, kLanes);

@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from gencore.extension import EXTENSION
+from gencore.ops._library import is_watched
 
 # (id of the weight's owner, how its elements are ordered, groups, columns_first, winograd) -> (weak reference to the
 # owner, what the weight was when packed, packed panels).
@@ -50,7 +54,14 @@ class Packed:
 
 
 def kept(weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-    """``make(weight)``, or what it was when last asked for with the weight as it is; nobody may change it."""
+    """``make(weight)``, or what it was when last asked for with the weight as it is; nobody may change it.
+
+    Made anew where it is trained, off the CPU, and under a compiler, a transform or the like.
+    """
+    trained = torch.is_grad_enabled() and weight.requires_grad
+    plain = weight.device.type == "cpu" and EXTENSION.loaded and type(weight) in (Tensor, Parameter)
+    if is_watched() or trained or not plain:
+        return make(weight)
     key = id(weight)
     found, state = _made.get(key), (*_state(weight), make, torch.is_inference_mode_enabled())
     if found is not None and found[0]() is weight and found[1] == state:

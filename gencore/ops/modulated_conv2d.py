@@ -7,14 +7,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, is_named, triton_refusal, triton_slower
-from gencore.extension import EXTENSION
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor, compute_dtype
-from gencore.ops._library import is_watched
 from gencore.ops.bias_act import check_bias, resolve_activation, scaled_bias_act
 from gencore.ops.conv import conv2d, conv_transpose2d
 from gencore.ops.conv_packing import kept
@@ -192,10 +189,7 @@ def _conv_impl(impl: str, chosen: str) -> str:
 def _demodulation(style: Tensor, weight: Tensor, conv_impl: str) -> Tensor:
     """The factors [N, O], from squared styles and the squared weights of pairs of channels, kept if not trained."""
     compute = compute_dtype(style.dtype)
-    recorded = torch.is_grad_enabled() and weight.requires_grad
-    at_rest = not recorded and weight.device.type == "cpu" and EXTENSION.loaded and type(weight) in (Tensor, Parameter)
-    energy = kept(weight, _energy) if at_rest and not is_watched() else _energy(weight)
-    product = linear(style.to(compute).square(), energy, impl=conv_impl)
+    product = linear(style.to(compute).square(), kept(weight, _energy), impl=conv_impl)
     return (product + DEMODULATION_EPS).rsqrt()
 
 

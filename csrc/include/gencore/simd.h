@@ -246,4 +246,14 @@ GENCORE_INLINE void for_each_vector(int64_t count, const Body& body) {
   if (i < count) body(i, count - i, 1);
 }
 
+// body<vectors>(column, n) for tiles of a row of `columns` numbers, `wide` vectors each, or half as many, or one:
+// narrow rows are read about as they lie. The last vector of a tile has n lanes.
+template <int lanes, int wide, class Body>
+GENCORE_INLINE void for_each_column_tile(int64_t columns, const Body& body) {
+  int64_t c = 0;
+  for (; c + wide * lanes <= columns; c += wide * lanes) body.template operator()<wide>(c, int64_t{lanes});
+  for (; c + wide / 2 * lanes <= columns; c += wide / 2 * lanes) body.template operator()<wide / 2>(c, int64_t{lanes});
+  for (; c < columns; c += lanes) body.template operator()<1>(c, columns - c < lanes ? columns - c : int64_t{lanes});
+}
+
 }  // namespace gencore::GENCORE_ISA

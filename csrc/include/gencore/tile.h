@@ -256,16 +256,21 @@ GENCORE_INLINE void fold(vfloat (&v)[kLanes]) {
   }
 }
 
+// row[i] lane j and row[j] lane i change places.
+GENCORE_INLINE void transpose_lanes(vfloat (&row)[kLanes]) {
+  exchange_all<1>(row);
+  exchange_all<2>(row);
+  if constexpr (kLanes > 4) exchange_all<(kLanes > 4 ? 4 : 1)>(row);
+  if constexpr (kLanes > 8) exchange_all<(kLanes > 8 ? 8 : 1)>(row);
+}
+
 // kLanes by kLanes: to[c][r] = from[r][c].
 inline __attribute__((always_inline)) void transpose_square(const float* from, int64_t from_stride, float* to,
                                                             int64_t to_stride) {
   vfloat row[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; i++) row[i] = load(from + i * from_stride);
-  exchange_all<1>(row);
-  exchange_all<2>(row);
-  if constexpr (kLanes > 4) exchange_all<(kLanes > 4 ? 4 : 1)>(row);
-  if constexpr (kLanes > 8) exchange_all<(kLanes > 8 ? 8 : 1)>(row);
+  transpose_lanes(row);
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; i++) store(to + i * to_stride, row[i]);
 }
@@ -283,10 +288,7 @@ inline __attribute__((always_inline)) void transpose_pairs(const void* from, int
     std::memcpy(&high, first + (2 * i + 1) * from_stride, sizeof high);
     row[i] = (vfloat)(__builtin_convertvector(low, vuint) | __builtin_convertvector(high, vuint) << 16);
   }
-  exchange_all<1>(row);
-  exchange_all<2>(row);
-  if constexpr (kLanes > 4) exchange_all<(kLanes > 4 ? 4 : 1)>(row);
-  if constexpr (kLanes > 8) exchange_all<(kLanes > 8 ? 8 : 1)>(row);
+  transpose_lanes(row);
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; i++) std::memcpy(static_cast<uint16_t*>(to) + i * to_stride, &row[i], sizeof row[i]);
 }
