@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     timed.add_argument("--op", nargs="*", metavar="NAME", help="ops, these only if named (`list` shows them)")
     timed.add_argument("--model", nargs="*", metavar="NAME", help="models, these only if named")
     timed.add_argument("--impl", nargs="+", default=["auto"], help="auto, reference, cpu, triton, cuda; or all")
-    timed.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16, float16, float64")
+    timed.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16, float16, float64, tf32")
     timed.add_argument("--layout", nargs="+", choices=LAYOUTS, help="these layouts only")
     timed.add_argument("--mode", nargs="+", choices=(*MODES, *MODEL_MODES), help="these modes only")
     timed.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -7,6 +7,7 @@ set of layers. The gate compares the gradients of every weight (or the images) w
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import engines
 from benchmarks.case import Cost
 from benchmarks.machine import measure_peaks
-from benchmarks.parity import FLOOR_ROUNDINGS, Verdict
+from benchmarks.parity import FLOOR_ROUNDINGS, Verdict, rounding, using_dtype
 from benchmarks.plain_stylegan2 import FORMULATIONS, plain_stylegan2
 from benchmarks.result import Result, judge, provenance
 from benchmarks.runner import Progress, Settings, compare, using_threads
@@ -99,14 +100,17 @@ def run_models(
         raise ValueError(f"there is no benchmark of model {', '.join(unknown)}; there are {', '.join(known)}")
     settings = settings or Settings()
     results: list[Result] = []
+    if not set(settings.dtypes) <= {"float32", "tf32"}:
+        raise ValueError(f"models are benchmarked in float32 and tf32, not in {', '.join(settings.dtypes)}")
     with using_threads(threads):
         peaks = measure_peaks(settings.device)
-        for case in cases:
+        for case, dtype in itertools.product(cases, settings.dtypes):
             if (names is None or case.name in names) and (case.quick or not settings.quick):
                 for mode in [m for m in case.modes if settings.modes is None or m in settings.modes]:
-                    progress(f"{case.name}  {case.label}  {mode}")
+                    progress(f"{case.name}  {case.label}  {mode}  {dtype}")
                     torch.compiler.reset()
-                    results += _run_case(case, mode, settings)
+                    with using_dtype(dtype):
+                        results += [replace(row, dtype=dtype) for row in _run_case(case, mode, settings)]
         peaks = peaks.best_of(measure_peaks(settings.device))
     return [judge(result, peaks) for result in results]
 
@@ -246,7 +250,7 @@ def _judge_batch(own: nn.Module, plain: nn.Module, images: Images, latent: Tenso
         found = _values(copy.deepcopy(model), images, latent, mode)
         errors.append({name: _distance(found[name], exact) for name, exact in oracle.items()})
     ours, torchs = errors
-    floor = 16 * FLOOR_ROUNDINGS * torch.finfo(images.dtype).eps
+    floor = 16 * FLOOR_ROUNDINGS * rounding(images.dtype)
     allowed = max(2 * max(torchs.values()), floor)
     worst = max(ours, key=lambda name: ours[name])
     return Verdict(ours[worst] <= allowed, ours[worst], allowed, worst)

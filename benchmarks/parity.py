@@ -2,11 +2,14 @@
 
 Every output and gradient is compared with a float64 oracle on the very inputs that are timed. Ours may err at most
 twice as much as plain PyTorch does in the same dtype; a peer has to compute the same thing, whatever its error.
+
+The dtype ``"tf32"`` is float32 whose convolutions PyTorch has been told may be as inexact as TF32, on all sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +21,26 @@ from benchmarks.case import Case, Inputs, Outputs, Problem, lay_out
 FLOOR_ROUNDINGS = 4
 #: A peer further than this from the oracle, relative to the largest value, computes something else.
 PEER_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+_TF32_EPS = 2.0**-10
+
+
+@contextmanager
+def using_dtype(name: str) -> Iterator[torch.dtype]:
+    """The dtype of that name, and PyTorch's switch for the convolutions of float32 as it says."""
+    switch = torch.backends.mkldnn.conv
+    before, switch.fp32_precision = switch.fp32_precision, "tf32" if name == "tf32" else "ieee"
+    try:
+        yield torch.float32 if name == "tf32" else getattr(torch, name)
+    finally:
+        switch.fp32_precision = before
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The distance from 1 to the next number that sums in ``dtype`` need to tell from it."""
+    less_exact = dtype == torch.float32 and torch.backends.mkldnn.conv.fp32_precision == "tf32"
+    return _TF32_EPS if less_exact else torch.finfo(dtype).eps
 
 
 @dataclass(frozen=True)
@@ -97,7 +120,7 @@ class Gate:
         for name, oracle in self._oracle.items():
             if name not in found:
                 return Verdict(False, float("inf"), 0.0, f"{name} is missing")
-            roundoff = FLOOR_ROUNDINGS * torch.finfo(found[name].dtype).eps
+            roundoff = FLOOR_ROUNDINGS * rounding(found[name].dtype)
             allowed = max(2 * self._pytorch_error[name], roundoff)
             error = relative_error(found[name], oracle)
             verdicts.append(Verdict(error <= allowed, error, allowed, name))

@@ -15,7 +15,7 @@ import torch
 from benchmarks.case import Case, Cost, Inputs, Maker, Outputs, Problem, all_cases, as_tuple
 from benchmarks.machine import measure_peaks
 from benchmarks.measure import pairwise_ratio, peak_bytes, spread, time_in_turn
-from benchmarks.parity import Gate, Verdict, compute
+from benchmarks.parity import Gate, Verdict, compute, using_dtype
 from benchmarks.result import Result, judge, provenance
 from gencore import UnsupportedImplementation
 from gencore.dispatch import OPS
@@ -91,7 +91,9 @@ def run_case(case: Case, settings: Settings, progress: Progress = lambda text: N
         for layout, dtype in itertools.product(layouts, settings.dtypes):
             progress(f"{case.op}  {problem.name}  {layout}  {dtype}")
             torch.compiler.reset()
-            results += run_problem(case, problem, modes, layout, dtype, settings)
+            with using_dtype(dtype) as torch_dtype:
+                rows = run_problem(case, problem, modes, layout, torch_dtype, settings)
+            results += [replace(row, dtype=dtype) for row in rows]
     peaks = peaks.best_of(measure_peaks(settings.device))
     return [judge(result, peaks) for result in results]
 
@@ -101,14 +103,13 @@ def run_problem(
     problem: Problem,
     modes: Sequence[str],
     layout: str,
-    dtype: str,
+    dtype: torch.dtype,
     settings: Settings,
 ) -> list[Result]:
     """The rows of one problem in one layout and dtype: every mode, implementation and peer."""
     if not modes:
         return []
-    torch_dtype: torch.dtype = getattr(torch, dtype)
-    make = Maker(torch_dtype, torch.device(settings.device), layout, torch.Generator().manual_seed(0))
+    make = Maker(dtype, torch.device(settings.device), layout, torch.Generator().manual_seed(0))
     inputs = case.inputs(problem, make)
     impls = tuple(OPS[case.op].implementations) if settings.impls == ("all",) else settings.impls
     entered = contenders(
@@ -121,7 +122,7 @@ def run_problem(
             op=case.op,
             problem=problem.name,
             mode=mode,
-            dtype=dtype,
+            dtype=str(dtype).removeprefix("torch."),
             layout=layout,
             device=settings.device,
             impl="",
@@ -138,7 +139,7 @@ def run_problem(
             base,
             {n: entered.call(f, mode) for n, f in entered.ours.items()},
             {n: entered.call(f, mode) for n, f in fair.items()},
-            case.cost(problem, mode, torch_dtype.itemsize),
+            case.cost(problem, mode, dtype.itemsize),
             settings,
         )
         ran = implementations(case, problem, inputs, impls, mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 import gencore.functional as G
 from gencore.extension import EXTENSION
 from gencore.ops import conv_core, conv_packing
+from gencore.ops.conv_winograd import STRIDED, UNIT, UNIT_LARGE
 from tests.test_conv import assert_as_good, check_against_float64
 
 pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
@@ -100,6 +102,72 @@ def test_epilogue(
         )
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
     assert ran()
+
+
+@pytest.fixture
+def less_exact() -> Iterator[None]:
+    before = torch.backends.mkldnn.conv.fp32_precision
+    torch.backends.mkldnn.conv.fp32_precision = "tf32"
+    yield
+    torch.backends.mkldnn.conv.fp32_precision = before
+
+
+def schemes() -> set[int]:
+    return {winograd for *_, winograd in conv_packing._packed_weights}
+
+
+@pytest.mark.usefixtures("less_exact")
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("name", "shape", "out", "arguments"),
+    [
+        ("conv2d", (2, 16, 16, 16), 16, {"padding": 1}),
+        ("conv2d", (3, 40, 19, 21), 70, {"padding": 1}),
+        ("conv2d", (1, 17, 37, 26), 190, {}),
+        ("conv2d", (130, 33, 3, 2), 18, {"padding": (1, 2)}),
+        ("conv_transpose2d", (3, 64, 19, 21), 70, {"padding": 1}),
+        ("conv_transpose2d", (2, 16, 26, 25), 33, {"padding": (0, 2)}),
+        ("conv_transpose2d", (1, 20, 32, 32), 16, {"padding": 4}),
+        ("conv3d", (2, 20, 5, 9, 10), 66, {"padding": 1}),
+        ("conv_transpose3d", (2, 20, 4, 6, 17), 16, {"stride": (3, 1, 1), "output_padding": (1, 0, 0)}),
+        ("conv2d", (2, 256, 20, 20), 64, {"padding": 1}),
+    ],
+)
+def test_large_tiles_where_less_exact_is_allowed(
+    name: str, shape: tuple[int, ...], out: int, arguments: dict[str, Any], channels_last: bool
+) -> None:
+    """With everything of the epilogue, and the input's gradient; far nearer than the ten bits of TF32."""
+    x, weight, bias = draw(name, shape, out, 3)
+    if channels_last:
+        x = last_format(x)
+    residual = torch.randn_like(getattr(F, name)(x, weight, None, **arguments))
+    epilogue = {"scale": torch.rand(out) + 0.5, "residual": residual, "activation": "leaky_relu"}
+
+    def run(impl: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        given = {key: value.to(dtype) if isinstance(value, Tensor) else value for key, value in epilogue.items()}
+        leaf = x.to(dtype).requires_grad_()
+        y = getattr(G, name)(leaf, weight.to(dtype), bias.to(dtype), **arguments, **given, impl=impl)
+        return y.detach(), torch.autograd.grad(y, leaf, residual.to(dtype))[0]
+
+    for ours, exact in zip(run("cpu", torch.float32), run("reference", torch.float64), strict=True):
+        error = (ours.double() - exact).abs()
+        assert error.max() < 2**-15 * exact.abs().max()
+        assert error.square().mean().sqrt() < 2**-18 * exact.square().mean().sqrt()
+    y = getattr(G, name)(x, weight, bias, **arguments, impl="cpu")
+    assert schemes() == {UNIT_LARGE}
+    torch.backends.mkldnn.conv.fp32_precision = "ieee"
+    assert not torch.equal(y, getattr(G, name)(x, weight, bias, **arguments, impl="cpu"))
+    assert schemes() == {UNIT, UNIT_LARGE}
+
+
+@pytest.mark.usefixtures("less_exact")
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
+def test_large_tiles_leave_what_is_not_finite_in_its_place(value: float) -> None:
+    x, weight, _ = draw("conv2d", (1, 16, 32, 32), 16, 3)
+    x[0, 3, 13, 17] = value
+    y, wanted = G.conv2d(x, weight, None, 1, 1, impl="cpu"), F.conv2d(x, weight, None, 1, 1)
+    torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert y.isfinite().sum() >= 16 * (32 * 32 - 9)
 
 
 @pytest.mark.parametrize("strides", ["contiguous", "channels_last", "transposed", "cut out"])
@@ -223,14 +291,19 @@ def test_refuses_what_it_is_not_for() -> None:
 
     def forward(kernel: int, stride: int, padding: int, dilation: int, *moments: Tensor) -> None:
         geometry = (1, [kernel] * 2, [stride] * 2, [padding] * 2, [dilation] * 2, False)
-        raw.conv_forward(x, packed, None, None, None, None, *geometry, 0, 0.0, True, y, *moments)
+        scheme = UNIT if stride == 1 else STRIDED
+        raw.conv_forward(x, packed, None, None, None, None, *geometry, 0, 0.0, scheme, y, *moments)
 
     for wrong in (torch.randn(16, 16, 5, 5), torch.randn(16, 16, 3, 4), weight.double(), torch.randn(16, 16, 3)):
         with pytest.raises(RuntimeError, match="float32 filters of 3x3"):
             raw.conv_packed_bytes(wrong, 1, True, 1)
-    for kernel, stride in ((3, 3), (4, 1)):
+    for scheme in (UNIT, UNIT_LARGE):
         with pytest.raises(RuntimeError, match="float32 filters of 3x3"):
-            raw.conv_packed_bytes(torch.randn(16, 16, kernel, kernel), 1, True, stride)
+            raw.conv_packed_bytes(torch.randn(16, 16, 4, 4), 1, True, scheme)
+    with pytest.raises(RuntimeError, match="unknown winograd scheme 4"):
+        raw.conv_packed_bytes(weight, 1, True, 4)
+    with pytest.raises(RuntimeError, match="has another stride"):
+        raw.conv_forward(x, packed, *[None] * 4, 1, [3, 3], [2, 2], [1, 1], [1, 1], False, 0, 0.0, UNIT, y)
     with pytest.raises(RuntimeError, match="without groups and dilation"):
         forward(3, 1, 1, 2)
     with pytest.raises(RuntimeError, match="gathers no statistics"):

@@ -75,7 +75,12 @@ Dtype conv_dtype(const Tensor& tensor, const char* name) {
   return dtype;
 }
 
-ConvPackArgs pack_args(const Tensor& weight, int64_t groups, bool columns_first, int64_t* bytes) {
+Winograd winograd_of(int64_t value) {
+  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(Winograd::unit_large), "unknown winograd scheme ", value);
+  return static_cast<Winograd>(value);
+}
+
+ConvPackArgs pack_args(const Tensor& weight, int64_t groups, bool columns_first, int64_t winograd, int64_t* bytes) {
   check_cpu(weight, "weight");
   const int64_t dims = weight.dim();
   STD_TORCH_CHECK(dims >= 2 && dims <= 5, "weight must have 2 to 5 dimensions, got ", dims);
@@ -93,37 +98,37 @@ ConvPackArgs pack_args(const Tensor& weight, int64_t groups, bool columns_first,
     args.kernel_stride[3 - dims + d] = weight.stride(d);
   }
   args.columns_first = columns_first;
+  args.winograd = winograd_of(winograd);
   args.dtype = conv_dtype(weight, "weight");
   args.bytes = bytes;
   return args;
 }
 
-// For conv_winograd at the stride `winograd`, or where that is 0 for conv_forward.
-void run_pack(ConvPackArgs args, int64_t winograd) {
-  if (winograd == 0) return run_conv_pack(args);
+// For conv_winograd, or where the scheme is none for conv_forward.
+void run_pack(const ConvPackArgs& args) {
+  if (args.winograd == Winograd::none) return run_conv_pack(args);
   const int64_t side = args.kernel[1];
   STD_TORCH_CHECK(
       args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] <= kMostDepth && args.kernel[2] == side &&
-          (side == 3 || side == 4) && (winograd == 2 || (winograd == 1 && side == 3)),
+          (side == 3 || (side == 4 && args.winograd == Winograd::strided)),
       "winograd takes float32 filters of 3x3 at strides of 1 and 2, and of 4x4 at 2, without groups, and at "
       "most 8 taps along the depth");
-  args.stride = winograd;
   run_conv_winograd_pack(args);
 }
 
 int64_t packed_bytes(const Tensor& weight, int64_t groups, bool columns_first, int64_t winograd) {
   int64_t bytes = 0;
-  run_pack(pack_args(weight, groups, columns_first, &bytes), winograd);
+  run_pack(pack_args(weight, groups, columns_first, winograd, &bytes));
   return bytes;
 }
 
 void pack(const Tensor& weight, int64_t groups, bool columns_first, int64_t winograd, Tensor packed) {
   int64_t bytes = 0;
-  ConvPackArgs args = pack_args(weight, groups, columns_first, &bytes);
-  run_pack(args, winograd);
+  ConvPackArgs args = pack_args(weight, groups, columns_first, winograd, &bytes);
+  run_pack(args);
   check_dense(packed, "packed", ScalarType::Byte, bytes);
   args.packed = packed.mutable_data_ptr();
-  run_pack(args, winograd);
+  run_pack(args);
 }
 
 void check_winograd(const ConvShape& s, Dtype dtype, bool transposed) {
@@ -148,7 +153,7 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
              const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
              const std::optional<Tensor>& slopes, int64_t groups, const Sizes& kernel, const Sizes& stride,
              const Sizes& padding, const Sizes& dilation, bool transposed, int64_t activation, double negative_slope,
-             bool winograd, Tensor y, std::optional<Tensor> mean, std::optional<Tensor> var) {
+             int64_t winograd, Tensor y, std::optional<Tensor> mean, std::optional<Tensor> var) {
   const ScalarType type = x.scalar_type();
   ConvForwardArgs args{};
   args.dtype = conv_dtype(x, "x");
@@ -165,11 +170,12 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
   expected.size0 = out.channels / groups;
   expected.size1 = in.channels / groups;
   for (int a = 0; a < 3; a++) expected.kernel[a] = args.shape.kernel[a];
-  expected.columns_first = !winograd || !transposed;
+  args.winograd = expected.winograd = winograd_of(winograd);
+  expected.columns_first = args.winograd == Winograd::none || !transposed;
   if (!expected.columns_first) std::swap(expected.size0, expected.size1);
   expected.dtype = args.dtype;
   expected.bytes = &bytes;
-  run_pack(expected, winograd ? args.shape.stride[1] : 0);
+  run_pack(expected);
   check_dense(packed, "packed", ScalarType::Byte, bytes);
   args.packed = packed.const_data_ptr();
   if (scale) {
@@ -207,11 +213,13 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
   }
   bool finite = true;
   if (y.numel() == 0) return finite;
-  if (!winograd) {
+  if (args.winograd == Winograd::none) {
     run_conv_forward(args);
     return finite;
   }
   check_winograd(args.shape, args.dtype, transposed);
+  STD_TORCH_CHECK((args.winograd == Winograd::strided) == (args.shape.stride[1] == 2),
+                  "this winograd scheme has another stride");
   STD_TORCH_CHECK(!mean, "winograd gathers no statistics");
   args.finite = &finite;
   run_conv_winograd(args);
@@ -262,7 +270,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
       "groups, "
       "int[] kernel, int[] stride, int[] padding, int[] dilation, bool transposed, int activation, float "
       "negative_slope, "
-      "bool winograd, Tensor(a!) y, Tensor(b!)? mean=None, Tensor(c!)? var=None) -> bool");
+      "int winograd, Tensor(a!) y, Tensor(b!)? mean=None, Tensor(c!)? var=None) -> bool");
   m.def(
       "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "
       "int[] dilation, bool winograd, Tensor(a!) grad_weight) -> ()");

@@ -27,6 +27,14 @@ namespace gencore {
 // The most taps along the depth that conv_winograd and its weight gradient take.
 constexpr int64_t kMostDepth = 8;
 
+// How conv_winograd and its packing go about it: the schemes of conv_winograd.h.
+enum class Winograd : int64_t {
+  none,        // conv_forward does it
+  unit,        // a stride of 1, tiles of 2x2 outputs
+  strided,     // a stride of 2
+  unit_large,  // a stride of 1, tiles of 4x4 outputs
+};
+
 // Sizes are (depth, height, width). Channels are totals over all groups.
 struct ConvShape {
   int64_t batch, in_channels, out_channels, groups;
@@ -55,6 +63,7 @@ struct ConvForwardArgs {
   Activation activation;
   double negative_slope;  // for LeakyReLU
   Dtype dtype;
+  Winograd winograd;
   bool* finite;  // conv_winograd's: whether all sums are
 };
 
@@ -68,7 +77,7 @@ struct ConvPackArgs {
   bool columns_first;
   Dtype dtype;
   int64_t* bytes;
-  int64_t stride;  // of the convolution, for conv_winograd_pack; columns_first is then that it is not transposed
+  Winograd winograd;  // for conv_winograd_pack; columns_first is then that the convolution is not transposed
 };
 
 // weight_gradient[d][g][tap] = sum over pixels q of dense[q][d] * gathered[q * stride - padding + tap * dilation][g],

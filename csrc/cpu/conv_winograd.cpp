@@ -1,8 +1,6 @@
 // Forward and packing; the method stands in conv_winograd.h.
 #include "cpu/conv_winograd.h"
 
-#include <type_traits>
-
 #include "cpu/conv_tile.h"
 
 namespace gencore::GENCORE_ISA {
@@ -91,8 +89,8 @@ void pack(const ConvPackArgs& args) {
   const int64_t column_stride = args.columns_first ? args.stride0 : args.stride1;
   const int64_t length_stride = args.columns_first ? args.stride1 : args.stride0;
   const int64_t cuts = ceil_div(layout.length, kPackRows);
-  // A transposed 3x3 is the convolution with the filter turned round.
-  const bool turned = std::is_same_v<S, Filter3> && !args.columns_first;
+  // A transposed 3x3 at a stride of 1 is the convolution with the filter turned round.
+  const bool turned = args.winograd != Winograd::strided && !args.columns_first;
   parallel_for(0, layout.blocks() * cuts * args.kernel[0], 1, [&](int64_t begin, int64_t end) {
     float* local = static_cast<float*>(scratch(Scratch::worker, local_size * sizeof(float)));
     for (int64_t task = begin; task < end; task++) {
@@ -349,21 +347,25 @@ bool forward(const ConvForwardArgs& args) {
 
 void conv_winograd_pack(const ConvPackArgs& args) {
   const bool transposed = !args.columns_first;
-  if (args.kernel[1] == 4)
-    transposed ? pack<Transposed4>(args) : pack<Strided4>(args);
-  else if (args.stride == 2)
-    transposed ? pack<Transposed3>(args) : pack<Strided3>(args);
-  else
+  if (args.winograd == Winograd::unit)
     pack<Filter3>(args);
+  else if (args.winograd == Winograd::unit_large)
+    pack<Filter3Large>(args);
+  else if (args.kernel[1] == 4)
+    transposed ? pack<Transposed4>(args) : pack<Strided4>(args);
+  else
+    transposed ? pack<Transposed3>(args) : pack<Strided3>(args);
 }
 
 void conv_winograd(const ConvForwardArgs& args) {
-  if (args.shape.kernel[1] == 4)
-    *args.finite = args.transposed ? forward<Transposed4>(args) : forward<Strided4>(args);
-  else if (args.shape.stride[1] == 2)
-    *args.finite = args.transposed ? forward<Transposed3>(args) : forward<Strided3>(args);
-  else
+  if (args.winograd == Winograd::unit)
     *args.finite = forward<Filter3>(args);
+  else if (args.winograd == Winograd::unit_large)
+    *args.finite = forward<Filter3Large>(args);
+  else if (args.shape.kernel[1] == 4)
+    *args.finite = args.transposed ? forward<Transposed4>(args) : forward<Strided4>(args);
+  else
+    *args.finite = args.transposed ? forward<Transposed3>(args) : forward<Strided3>(args);
 }
 
 }  // namespace gencore::GENCORE_ISA

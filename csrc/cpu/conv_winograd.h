@@ -3,6 +3,7 @@
 // section 4.1).
 //
 //   3x3 at a stride of 1, transposed or not       F(2x2, 3x3): 16 products for 36 terms
+//   the same over many channels and pixels        F(4x4, 3x3): 36 products for 144 terms
 //   3x3 at a stride of 2                          F(2x2, 2x2) where a phase has two taps: 25 products for 36 terms
 //   4x4 at a stride of 2 and a padding of 1       the same: 36 products for 64 terms
 //
@@ -60,6 +61,40 @@ struct Filter3 {
     g[0] = u[0] + sum;
     g[1] = 0.5f * (u[1] - u[2]);
     g[2] = u[3] + sum;
+  }
+};
+
+// Interpolation at 0, 1, -1, 1/2, -2 and infinity, whose rounding errors are the least of the points that are powers of
+// two (Barabasz et al., "Error analysis and improving the accuracy of Winograd convolution for deep neural networks",
+// 2020, section 5): half of what 0, 1, -1, 2 and -2 give.
+struct Filter3Large {
+  static constexpr int kTaps = 3, kInputs = 6, kStep = 4, kOutputs = 4, kValues = 6, kSums = 6, kPairs = 6;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4, 5}, kSum[kPairs] = {0, 1, 2, 3, 4, 5};
+  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    const vfloat odd = d[3] - d[1], even = d[4] - d[2], half = 0.5f * (odd + even);
+    v[0] = 0.5f * (even - (d[2] - d[0])) + 0.75f * odd;
+    v[1] = half + 0.75f * (d[3] + d[2]);
+    v[2] = (even - half) + 0.75f * (d[3] - d[2]);
+    v[3] = odd + 0.5f * even;
+    v[4] = even - 0.5f * odd;
+    v[5] = 0.5f * ((d[5] - d[3]) - odd) + 0.75f * even;
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    const vfloat outer = (2.0f / 3.0f) * (g[0] + g[2]), inner = (2.0f / 3.0f) * g[1];
+    u[0] = 2.0f * g[0];
+    u[1] = inner + outer;
+    u[2] = inner - outer;
+    u[3] = (-8.0f / 15.0f) * (4.0f * g[0] + 2.0f * g[1] + g[2]);
+    u[4] = (1.0f / 15.0f) * (g[0] - 2.0f * g[1] + 4.0f * g[2]);
+    u[5] = 2.0f * g[2];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    const vfloat sum = m[1] + m[2], difference = m[1] - m[2];
+    y[0] = (m[0] + sum) + (m[3] + m[4]);
+    y[1] = difference + (0.5f * m[3] - 2.0f * m[4]);
+    y[2] = sum + (0.25f * m[3] + 4.0f * m[4]);
+    y[3] = (difference + m[5]) + (0.125f * m[3] - 8.0f * m[4]);
   }
 };
 
@@ -216,7 +251,7 @@ Geometry tile_geometry(const ConvShape& shape, bool transposed, Arena& arena) {
     tiles.stride[a] = S::kStep;
     tiles.out_size[a] = ceil_div(shape.out_size[a], S::kOutputs);
     // Transposed at a stride of 2, the first output of a tile meets the input before it, too.
-    if (transposed) tiles.padding[a] = S::kOutputs == 4 ? 1 : 2 - shape.padding[a];
+    if (transposed) tiles.padding[a] = S::kStep < S::kOutputs ? 1 : 2 - shape.padding[a];
   }
   Geometry g = make_geometry(tiles, false, arena);
   for (int a = 1; a < 3; a++) {

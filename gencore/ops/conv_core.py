@@ -29,7 +29,7 @@ from gencore.ops._checks import compute_dtype
 from gencore.ops._layout import empty, is_channels_last, workable
 from gencore.ops._library import define
 from gencore.ops.conv_packing import Packed
-from gencore.ops.conv_winograd import weight_gradient_by_winograd, winograd_stride
+from gencore.ops.conv_winograd import NONE, weight_gradient_by_winograd, winograd_scheme
 from gencore.reference.conv import scale_weight, split_channels
 
 FUSED_IN_TRAINING = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
@@ -91,15 +91,15 @@ def convolution_cpu(
     tensors = (scale, None if bias is None else bias.to(compute).contiguous(), residual, slopes)
     geometry = (groups, weight.shape[2:], stride, padding, dilation, transposed)
     kind = CONV_ACTIVATIONS[activation]
-    winograd = 0
+    winograd = NONE
     if not moments:
-        winograd = winograd_stride(x, weight, stride, padding, dilation, out_size, groups, transposed)
+        winograd = winograd_scheme(x, weight, stride, padding, dilation, out_size, groups, transposed)
     x, forward = workable(x), torch.ops.gencore_c.conv_forward
     with Packed(weight, groups, not transposed, winograd) as packed:
-        right = forward(x, packed, *tensors, *geometry, kind, negative_slope, winograd > 0, y, *moments)
+        right = forward(x, packed, *tensors, *geometry, kind, negative_slope, winograd, y, *moments)
     if not right:  # an input is not finite, and reached outputs that it has no part in
-        with Packed(weight, groups, not transposed, 0) as packed:
-            forward(x, packed, *tensors, *geometry, kind, negative_slope, False, y)
+        with Packed(weight, groups, not transposed, NONE) as packed:
+            forward(x, packed, *tensors, *geometry, kind, negative_slope, NONE, y)
     return y
 
 

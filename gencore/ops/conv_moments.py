@@ -26,7 +26,7 @@ from gencore.ops.conv_core import (
     output_channels,
     save_convolution,
 )
-from gencore.ops.conv_winograd import Size, winograd_stride
+from gencore.ops.conv_winograd import NONE, Size, winograd_scheme
 
 Moments = tuple[Tensor, Tensor]
 """Mean and biased variance, ``[C]``, in float32 (float64 for float64)."""
@@ -73,7 +73,7 @@ def _pays(
     groups: int,
     transposed: bool,
 ) -> bool:
-    if winograd_stride(input, weight, stride, padding, dilation, out_size, groups, transposed):
+    if winograd_scheme(input, weight, stride, padding, dilation, out_size, groups, transposed) != NONE:
         return False  # which gathers nothing, and saves more
     pixels = input.shape[0] * prod(out_size)
     if pixels * output_channels(weight, groups, transposed) < FEW_ELEMENTS:

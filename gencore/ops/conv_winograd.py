@@ -1,23 +1,30 @@
 """Which convolutions the CPU does by minimal filtering (``csrc/cpu/conv_winograd.h``).
 
 3x3 at strides of 1 and 2, and 4x4 at a stride of 2 with a padding of 1; in three dimensions, those whose last two are
-such. The rounding error is that of direct sums, so
-nothing but the shape decides. The limits were measured beside the direct sums on two cores with AVX-512.
+such. The rounding error is that of direct sums, so nothing but the shape decides. Only tiles of 4x4 outputs, whose
+error is some four times that, wait for ``torch.backends.mkldnn.conv.fp32_precision``: PyTorch's own switch for
+convolutions that may be less exact than float32. The limits were measured beside the direct sums on two cores with
+AVX-512.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
+
+# The schemes, as csrc/cpu/conv.h numbers them.
+NONE, UNIT, STRIDED, UNIT_LARGE = range(4)
 
 _FEW_CHANNELS = 16
 _BLOCK = 64  # columns of a weight gradient come in such blocks
 # At a stride of 2, by the filter's side and whether it is transposed: the least side of the output and its least number
 # of pixels. Small images meet much padding, which direct sums leave out; few pixels are not worth larger weights.
 _LEAST = {(4, False): (4, 1024), (4, True): (4, 1024), (3, False): (8, 4096), (3, True): (64, 4096)}
+_LEAST_LARGE = 512  # pixels, for tiles of 4x4
 _FEW_CHANNELS_STRIDED_3 = 128  # for the weight gradient
 
 _MOST_DEPTH = 8  # taps along the depth
@@ -25,7 +32,7 @@ _MOST_DEPTH = 8  # taps along the depth
 Size = Sequence[int]
 
 
-def winograd_stride(
+def winograd_scheme(
     x: Tensor,
     weight: Tensor,
     stride: Size,
@@ -35,13 +42,21 @@ def winograd_stride(
     groups: int,
     transposed: bool,
 ) -> int:
-    """The stride of a convolution, transposed or not, that is done so; 0: it is not."""
+    """That of a convolution, transposed or not."""
     if x.dtype != torch.float32 or groups != 1 or min(weight.shape[:2]) < _FEW_CHANNELS:
-        return 0
+        return NONE
     if not _has_a_scheme(weight.shape[2:], stride, padding, dilation, transposed):
-        return 0
-    side, pixels = _LEAST[weight.shape[-1], transposed] if stride[-1] == 2 else (1, 1)
-    return stride[-1] if min(out_size[-2:]) >= side and x.shape[0] * prod(out_size) >= pixels else 0
+        return NONE
+    pixels = x.shape[0] * prod(out_size)
+    if stride[-1] == 1:
+        return UNIT_LARGE if pixels >= _LEAST_LARGE and _may_be_less_exact() else UNIT
+    least_side, least_pixels = _LEAST[weight.shape[-1], transposed]
+    return STRIDED if min(out_size[-2:]) >= least_side and pixels >= least_pixels else NONE
+
+
+def _may_be_less_exact() -> bool:
+    switch: Any = torch.backends.mkldnn  # its attributes are made at import
+    return switch.conv.fp32_precision in ("tf32", "bf16")
 
 
 def weight_gradient_by_winograd(
