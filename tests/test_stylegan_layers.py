@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -159,6 +160,101 @@ def test_fused_up_sampling_is_the_reference(dtype: torch.dtype, channels_last: b
 
 
 @kernels
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "out", "kernel"),
+    [
+        ((3, 20, 9, 7), 18, 3),
+        ((2, 5, 6, 8), 7, 3),
+        ((2, 128, 33, 32), 3, 1),
+        ((2, 16, 4, 4), 2, 1),
+        ((0, 16, 4, 4), 8, 3),
+    ],
+)
+@pytest.mark.parametrize("activation", ["lrelu", "linear"])
+def test_the_end_of_a_layer_in_one_op_is_the_reference(
+    dtype: torch.dtype, channels_last: bool, shape: tuple[int, ...], out: int, kernel: int, activation: str
+) -> None:
+    """Where no gradient is recorded: noise of the batch and of a sample, with and without what may be left out."""
+    x, weight, style = torch.randn(shape), torch.randn(out, shape[1], kernel, kernel), torch.randn(shape[:2]) + 1
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    noises = (torch.randn(shape[0], 1, *shape[2:]), torch.randn(shape[2:]), None)
+    rest = (
+        {"clamp": 0.5, "gain": 1.5, "alpha": 0.1, "bias": torch.randn(out)},
+        {"demodulate": False, "gain": -2.0, "input_gain": 0.5},
+        {"flip_weight": False},
+    )
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}.get(dtype, 0.05)
+    for noise, options in itertools.product(noises, rest):
+        results = []
+        for d, impl in ((dtype, "cpu"), (torch.float64, "reference")):
+            given = {k: v.to(d) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+            given |= {} if noise is None else {"noise": noise.to(d), "noise_strength": 0.3}
+            values = (t.to(dtype).to(d) for t in (x, weight, style))
+            results.append(F.modulated_conv2d(*values, padding=kernel // 2, activation=activation, impl=impl, **given))
+        ours, wanted = results
+        assert ours.dtype == dtype
+        assert ours.is_contiguous(memory_format=torch.channels_last) or not channels_last or ours.numel() == 0
+        scale = wanted.abs().max().item() if wanted.numel() else 1.0
+        torch.testing.assert_close(ours.double(), wanted, rtol=tolerance, atol=tolerance * max(1.0, scale))
+
+
+@kernels
+@pytest.mark.parametrize("up", [1, 2])
+def test_no_tangent_is_lost_where_no_gradient_is_recorded(up: int) -> None:
+    x, weight, style = torch.randn(2, 16, 6, 6), torch.randn(16, 16, 3, 3), torch.randn(2, 16)
+
+    def run(x: torch.Tensor, impl: str) -> torch.Tensor:
+        return F.modulated_conv2d(x, weight, style, up=up, padding=1, activation="lrelu", impl=impl)
+
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: run(x, "cpu"), (x,), (x,))
+    grads = [torch.func.grad(lambda x, i=i: run(x, i).square().sum())(x) for i in ("cpu", "reference")]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
+@kernels
+def test_what_is_not_finite_stays_in_its_place_in_one_op() -> None:
+    x, weight, style = torch.randn(2, 16, 12, 12), torch.randn(16, 16, 3, 3), torch.randn(2, 16)
+    x[1, 3, 5, 6] = float("nan")
+    noise = torch.randn(2, 1, 12, 12)
+    y, wanted = (
+        F.modulated_conv2d(x, weight, style, padding=1, noise=noise, activation="lrelu", clamp=2.0, impl=impl)
+        for impl in ("cpu", "reference")
+    )
+    torch.testing.assert_close(y, wanted, equal_nan=True, rtol=1e-5, atol=1e-5)
+    assert y.isnan().sum() == 16 * 9
+
+
+@kernels
+def test_winograd_alone_takes_the_end_of_a_layer() -> None:
+    raw, weight, x, y = (
+        torch.ops.gencore_c,
+        torch.randn(16, 16, 3, 3),
+        torch.randn(2, 16, 5, 5),
+        torch.empty(2, 16, 5, 5),
+    )
+    geometry = (1, [3, 3], [1, 1], [1, 1], [1, 1], False, 0, 0.0)
+
+    def forward(scheme: int, *end: object) -> None:
+        packed = torch.empty(raw.conv_packed_bytes(weight, 1, True, scheme), dtype=torch.uint8)
+        raw.conv_pack(weight, 1, True, scheme, packed)
+        raw.conv_forward(x, packed, None, None, None, None, *geometry, scheme, y, None, None, *end)
+
+    style, noise = torch.randn(2, 16), torch.randn(2, 25)
+    forward(1, style, noise, 2.0, 1.0)
+    for end in ((style, None), (None, noise), (None, None, 2.0), (None, None, 1.0, 1.0)):
+        with pytest.raises(RuntimeError, match="go with winograd alone"):
+            forward(0, *end)
+    with pytest.raises(RuntimeError, match="style must have 32 elements"):
+        forward(1, torch.randn(16), None)
+    with pytest.raises(RuntimeError, match="noise must have 50 elements"):
+        forward(1, None, torch.randn(24))
+
+
 @pytest.mark.parametrize("up", [1, 2, 3])
 @pytest.mark.parametrize("down", [1, 2])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 3)])

@@ -153,7 +153,8 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
              const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
              const std::optional<Tensor>& slopes, int64_t groups, const Sizes& kernel, const Sizes& stride,
              const Sizes& padding, const Sizes& dilation, bool transposed, int64_t activation, double negative_slope,
-             int64_t winograd, Tensor y, std::optional<Tensor> mean, std::optional<Tensor> var) {
+             int64_t winograd, Tensor y, std::optional<Tensor> mean, std::optional<Tensor> var,
+             const std::optional<Tensor>& style, const std::optional<Tensor>& noise, double gain, double clamp) {
   const ScalarType type = x.scalar_type();
   ConvForwardArgs args{};
   args.dtype = conv_dtype(x, "x");
@@ -211,6 +212,20 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
     args.mean = mean->mutable_data_ptr();
     args.var = var->mutable_data_ptr();
   }
+  const int64_t pixels = out.size[0] * out.size[1] * out.size[2];
+  if (style) {
+    check_dense(*style, "style", compute_type(type), in.batch * in.channels);
+    args.style = style->const_data_ptr();
+  }
+  if (noise) {
+    args.noise_per_sample = noise->numel() != pixels;
+    check_dense(*noise, "noise", compute_type(type), args.noise_per_sample ? out.batch * pixels : pixels);
+    args.noise = noise->const_data_ptr();
+  }
+  args.gain = gain;
+  args.clamp = clamp;
+  STD_TORCH_CHECK(args.winograd != Winograd::none || (!style && !noise && gain == 1 && clamp < 0),
+                  "style, noise, gain and clamp go with winograd alone");
   bool finite = true;
   if (y.numel() == 0) return finite;
   if (args.winograd == Winograd::none) {
@@ -270,7 +285,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
       "groups, "
       "int[] kernel, int[] stride, int[] padding, int[] dilation, bool transposed, int activation, float "
       "negative_slope, "
-      "int winograd, Tensor(a!) y, Tensor(b!)? mean=None, Tensor(c!)? var=None) -> bool");
+      "int winograd, Tensor(a!) y, Tensor(b!)? mean=None, Tensor(c!)? var=None, Tensor? style=None, Tensor? "
+      "noise=None, float gain=1.0, float clamp=-1.0) -> bool");
   m.def(
       "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "
       "int[] dilation, bool winograd, Tensor(a!) grad_weight) -> ()");

@@ -64,7 +64,12 @@ struct ConvForwardArgs {
   double negative_slope;  // for LeakyReLU
   Dtype dtype;
   Winograd winograd;
-  bool* finite;  // conv_winograd's: whether all sums are
+  // conv_winograd's alone: y = clamp(gain * activation(scale conv(style x) + noise + bias + residual)).
+  const void* style;  // [batch, in_channels], or null
+  const void* noise;  // [batch or 1, pixels of y], or null
+  bool noise_per_sample;
+  double gain, clamp;  // clamp below 0: none
+  bool* finite;        // whether all sums are
 };
 
 // The weight [groups * d0, d1, kernel...] with any strides, as panels for conv_forward: the tile's columns run along

@@ -202,8 +202,12 @@ struct WinogradForward {
       const float* x =
           args.x_channels_last ? static_cast<const float*>(args.x) : stage_input(g, args.x, one, w.staged_x, strides);
       list_rows(g, g.tap, kInputs, one, false, x, strides, zeros, w.rows, capacity);
-      for (int64_t t = 0; t < tiles; t++)
-        transform_input<S>(w.rows + t, capacity, shape.in_channels, w.v + (at + t) * v_row, v_stride, kLanes);
+      for_each_run(one, false, [&](int64_t t, const Pixel& tile, int64_t count) {
+        const float* style = static_cast<const float*>(args.style);
+        if (style) style += tile.batch * shape.in_channels;
+        for (const int64_t end = t + count; t < end; t++)
+          transform_input<S>(w.rows + t, capacity, shape.in_channels, style, w.v + (at + t) * v_row, v_stride, kLanes);
+      });
     }
   }
 
@@ -297,6 +301,12 @@ struct WinogradForward {
     float* corner = y + tile.batch * strides.batch + tile.at[0] * strides.axis[0] + row * strides.axis[1] +
                     column * strides.axis[2];
     const bool late = is_transcendental(e.activation);
+    const float* noise = static_cast<const float*>(args.noise);
+    if (noise)
+      noise += (((args.noise_per_sample ? tile.batch : 0) * shape.out_size[0] + tile.at[0]) * shape.out_size[1] + row) *
+                   shape.out_size[2] +
+               column;
+    const float gain = static_cast<float>(args.gain), clamp = static_cast<float>(args.clamp);
     vfloat rest{};
     for (int v = 0; v < vectors; v++) {
       const int first = v * kLanes, n = static_cast<int>(smaller(kLanes, e.channels - first));
@@ -306,8 +316,15 @@ struct WinogradForward {
         for (int j = 0; j < columns; j++) {
           float* out = corner + i * strides.axis[1] + j * strides.axis[2] + first;
           rest += sum[i][j] * 0.0f;
-          const vfloat value = apply_scale_bias_residual(e, sum[i][j], 0, out, first, n);
-          store_lanes(out, late ? transcendental(value, e.activation) : apply_simple_activation(e, value, first), n);
+          vfloat value = apply_scale_bias_residual(e, sum[i][j], 0, out, first, n);
+          if (noise) value += noise[i * shape.out_size[2] + j];
+          value = late ? transcendental(value, e.activation) : apply_simple_activation(e, value, first);
+          value *= gain;
+          if (clamp >= 0) {  // what is not a number stays so
+            value = value > clamp ? clamp + vfloat{} : value;
+            value = value < -clamp ? -clamp + vfloat{} : value;
+          }
+          store_lanes(out, value, n);
         }
     }
     return rest;

@@ -216,17 +216,21 @@ struct Strided4 : Strided {
   }
 };
 
-// V of one tile; rows[i * row_stride] are its inputs. Value i of vector c of channels goes to v[i * value_stride + c *
-// vector_stride].
+// V of one tile; rows[i * row_stride] are its inputs, which are multiplied by `style`, one factor a channel, if there is
+// one. Value i of vector c of channels goes to v[i * value_stride + c * vector_stride].
 template <class S>
-GENCORE_INLINE void transform_input(const float* const* rows, int64_t row_stride, int64_t channels, float* v,
-                                    int64_t value_stride, int64_t vector_stride) {
+GENCORE_INLINE void transform_input(const float* const* rows, int64_t row_stride, int64_t channels, const float* style,
+                                    float* v, int64_t value_stride, int64_t vector_stride) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     const int n = static_cast<int>(smaller(kLanes, channels - c));
+    const vfloat factor = style ? load_lanes(style + c, n) : vfloat{};
     vfloat half[S::kValues][S::kInputs];
     for (int j = 0; j < S::kInputs; j++) {
       vfloat d[S::kInputs], values[S::kValues];
-      for (int i = 0; i < S::kInputs; i++) d[i] = load_lanes(rows[(i * S::kInputs + j) * row_stride] + c, n);
+      for (int i = 0; i < S::kInputs; i++) {
+        d[i] = load_lanes(rows[(i * S::kInputs + j) * row_stride] + c, n);
+        if (style) d[i] *= factor;
+      }
       S::values(d, values);
       for (int i = 0; i < S::kValues; i++) half[i][j] = values[i];
     }

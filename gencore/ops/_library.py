@@ -181,6 +181,15 @@ def is_watched() -> bool:
     )
 
 
+def is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether anything wants to know how a result came from ``tensors``: autograd, torch.func, forward mode."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 class _Lists:
     """An autograd function does not see into lists of tensors: it gets what they hold, one after another."""
 

@@ -12,11 +12,13 @@ from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, is_named, triton_refusal, triton_slower
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_device, check_floating, check_shape, check_tensor, compute_dtype
+from gencore.ops._library import is_recorded
 from gencore.ops.bias_act import check_bias, resolve_activation, scaled_bias_act
 from gencore.ops.conv import conv2d, conv_transpose2d
+from gencore.ops.conv_modulated import convolve_modulated
 from gencore.ops.conv_packing import kept
 from gencore.ops.linear import linear
-from gencore.ops.upfirdn2d import SLOPES, FirEpilogue, check_filter, expand_padding, filter_refusal, resample
+from gencore.ops.upfirdn2d import SLOPES, Epilogue, check_filter, expand_padding, filter_refusal, resample
 from gencore.reference._precision import without_autocast
 from gencore.reference.modulated_conv2d import DEMODULATION_EPS
 from gencore.reference.upfirdn2d import filter_size, resample_padding
@@ -112,14 +114,17 @@ def modulated_conv2d(
     if chosen != "cpu" and x.dtype == torch.float16:
         weight, scale, factor = _levelled(weight, scale, factor)
         wide = x, weight
-    modulated = scaled_bias_act(wide[0], scale, None, None, 1, *_NOTHING, chosen)
-    recorded = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, style, input_gain, noise, bias)
-    )
-    # Where no gradient is recorded, the filter's pass ends in the epilogue.
+    recorded = is_recorded(x, weight, style, input_gain, noise, bias)
+    # Where no gradient is recorded, the last pass, a convolution's or a filter's, ends in the epilogue.
     fused = None
-    if up > 1 and down == 1 and chosen == "cpu" and not recorded and epilogue[0] in SLOPES:
-        fused = FirEpilogue(factor, noise, bias, *epilogue)
+    if down == 1 and chosen == "cpu" and not recorded and epilogue[0] in SLOPES:
+        fused = Epilogue(factor, noise, bias, *epilogue)
+        x0, x1, y0, y1 = paddings
+        if up == 1 and x0 == x1 >= 0 and y0 == y1 >= 0:
+            correlated = wide[1] if flip_weight else wide[1].flip([2, 3])
+            return convolve_modulated(wide[0], correlated, scale, [y0, x0], list(size), fused).to(x.dtype)
+        fused = fused if up > 1 else None
+    modulated = scaled_bias_act(wide[0], scale, None, None, 1, *_NOTHING, chosen)
     y = _resampled(modulated, wide[1], *resampling, 1, flip_weight, False, chosen, conv_impl, fused)
     if fused is None and not (factor is noise is bias is None and epilogue == _NOTHING):
         y = scaled_bias_act(y, factor, noise, bias, 1, *epilogue, chosen)
@@ -235,7 +240,7 @@ def _resampled(
     flip_filter: bool,
     impl: str,
     conv_impl: str,
-    epilogue: FirEpilogue | None = None,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """The checked call of ``conv2d_resample`` by convolutions and :func:`upfirdn2d`, whichever order costs least.
 

@@ -81,7 +81,7 @@ def resample(
     flip_filter: bool,
     gain: float,
     impl: str,
-    epilogue: FirEpilogue | None = None,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """The checked call, by the implementation ``impl``; with an ``epilogue``, no gradient is recorded."""
     if impl == "reference":
@@ -90,12 +90,11 @@ def resample(
     if epilogue is None:
         return _UPFIRDN2D(*arguments, impl)
     tensors = (None if t is None else t.to(compute_dtype(x.dtype)).contiguous() for t in epilogue[:3])
-    slope = epilogue.alpha if epilogue.act == "leaky_relu" else SLOPES[epilogue.act]
-    return _UPFIRDN2D_BIAS_ACT(*arguments, *tensors, slope, epilogue.gain, epilogue.clamp, impl)
+    return _UPFIRDN2D_BIAS_ACT(*arguments, *tensors, epilogue.slope, epilogue.gain, epilogue.clamp, impl)
 
 
-class FirEpilogue(NamedTuple):
-    """What the CPU's filter does on its way out: ``clamp(gain * act(filtered * scale + noise + b))``.
+class Epilogue(NamedTuple):
+    """What a kernel of the CPU does on its way out: ``clamp(gain * act(result * scale + noise + b))``.
 
     Tensors as in :func:`gencore.ops.bias_act.scaled_bias_act`; ``act`` is one of ``SLOPES``.
     """
@@ -107,6 +106,11 @@ class FirEpilogue(NamedTuple):
     alpha: float
     gain: float
     clamp: float
+
+    @property
+    def slope(self) -> float:
+        """Below 0."""
+        return self.alpha if self.act == "leaky_relu" else SLOPES[self.act]
 
 
 # Slopes below 0 of the activations that are two half-lines; a leaky ReLU's is its alpha.
