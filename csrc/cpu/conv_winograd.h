@@ -216,8 +216,8 @@ struct Strided4 : Strided {
   }
 };
 
-// V of one tile; rows[i * row_stride] are its inputs, which are multiplied by `style`, one factor a channel, if there is
-// one. Value i of vector c of channels goes to v[i * value_stride + c * vector_stride].
+// V of one tile; rows[i * row_stride] are its inputs, which are multiplied by `style`, one factor a channel, if there
+// is one. Value i of vector c of channels goes to v[i * value_stride + c * vector_stride].
 template <class S>
 GENCORE_INLINE void transform_input(const float* const* rows, int64_t row_stride, int64_t channels, const float* style,
                                     float* v, int64_t value_stride, int64_t vector_stride) {
