@@ -30,9 +30,9 @@ def convolve_modulated(
         padding: (y, x). out_size: (H', W').
         epilogue: its ``act`` is one of ``SLOPES``.
     """
-    compute = compute_dtype(x.dtype)
-    tensors = (None if t is None else t.to(compute).contiguous() for t in (style, *epilogue[:3]))
-    return MODULATED(x, weight, *tensors, padding, out_size, epilogue.slope, epilogue.gain, epilogue.clamp, "cpu")
+    factors = style.to(compute_dtype(x.dtype)).contiguous()
+    *tensors, slope, gain, clamp = epilogue.arguments(x)
+    return MODULATED(x, weight, factors, *tensors, padding, out_size, slope, gain, clamp, "cpu")
 
 
 _FEW_COLUMNS = 4

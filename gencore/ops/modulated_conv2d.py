@@ -115,15 +115,15 @@ def modulated_conv2d(
         weight, scale, factor = _levelled(weight, scale, factor)
         wide = x, weight
     recorded = is_recorded(x, weight, style, input_gain, noise, bias)
+    x0, x1, y0, y1 = paddings
+    one_pass = up > 1 or (x0 == x1 >= 0 and y0 == y1 >= 0)
     # Where no gradient is recorded, the last pass, a convolution's or a filter's, ends in the epilogue.
     fused = None
-    if down == 1 and chosen == "cpu" and not recorded and epilogue[0] in SLOPES:
+    if down == 1 and one_pass and chosen == "cpu" and not recorded and epilogue[0] in SLOPES:
         fused = Epilogue(factor, noise, bias, *epilogue)
-        x0, x1, y0, y1 = paddings
-        if up == 1 and x0 == x1 >= 0 and y0 == y1 >= 0:
-            correlated = wide[1] if flip_weight else wide[1].flip([2, 3])
-            return convolve_modulated(wide[0], correlated, scale, [y0, x0], list(size), fused).to(x.dtype)
-        fused = fused if up > 1 else None
+    if fused is not None and up == 1:
+        correlated = wide[1] if flip_weight else wide[1].flip([2, 3])
+        return convolve_modulated(wide[0], correlated, scale, [y0, x0], list(size), fused).to(x.dtype)
     modulated = scaled_bias_act(wide[0], scale, None, None, 1, *_NOTHING, chosen)
     y = _resampled(modulated, wide[1], *resampling, 1, flip_weight, False, chosen, conv_impl, fused)
     if fused is None and not (factor is noise is bias is None and epilogue == _NOTHING):

@@ -89,8 +89,7 @@ def resample(
     arguments = (x, _kernel_filter(f, x), up, down, padding, flip_filter, float(gain))
     if epilogue is None:
         return _UPFIRDN2D(*arguments, impl)
-    tensors = (None if t is None else t.to(compute_dtype(x.dtype)).contiguous() for t in epilogue[:3])
-    return _UPFIRDN2D_BIAS_ACT(*arguments, *tensors, epilogue.slope, epilogue.gain, epilogue.clamp, impl)
+    return _UPFIRDN2D_BIAS_ACT(*arguments, *epilogue.arguments(x), impl)
 
 
 class Epilogue(NamedTuple):
@@ -107,10 +106,12 @@ class Epilogue(NamedTuple):
     gain: float
     clamp: float
 
-    @property
-    def slope(self) -> float:
-        """Below 0."""
-        return self.alpha if self.act == "leaky_relu" else SLOPES[self.act]
+    def arguments(self, x: Tensor) -> tuple[Any, ...]:
+        """As the ops of such kernels take them for an image x: scale, noise, b, slope below 0, gain, clamp."""
+        compute = compute_dtype(x.dtype)
+        tensors = (None if t is None else t.to(compute).contiguous() for t in (self.scale, self.noise, self.b))
+        slope = self.alpha if self.act == "leaky_relu" else SLOPES[self.act]
+        return (*tensors, slope, self.gain, self.clamp)
 
 
 # Slopes below 0 of the activations that are two half-lines; a leaky ReLU's is its alpha.
