@@ -24,6 +24,7 @@ from benchmarks.parity import FLOOR_ROUNDINGS, Verdict, rounding, using_dtype
 from benchmarks.plain_stylegan2 import FORMULATIONS, plain_stylegan2
 from benchmarks.result import Result, judge, provenance
 from benchmarks.runner import Progress, Settings, compare, using_threads
+from gencore import freeze
 from gencore.losses import bernoulli_nll, elbo_loss, logistic_discriminator, non_saturating_generator, r1_penalty
 from gencore.models import DCGAN, SNGAN, StyleGAN2, create_model
 from gencore.train import GANTraining, StyleGANTraining, VAETraining
@@ -180,7 +181,7 @@ def _call(model: Any, images: Images, mode: str, layout: str, *, compiled: bool 
     if mode == "training step":
         training = GANTraining(model) if isinstance(model, GANS) else VAETraining(model)
         return lambda: training.step(images)
-    model.eval()
+    freeze(model)
     latent = model.sample_latent(len(images), generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()

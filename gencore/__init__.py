@@ -3,6 +3,7 @@
 from gencore import functional, memory, nn
 from gencore.dispatch import Explanation, UnsupportedImplementation, backend, explain
 from gencore.environment import Environment, env
+from gencore.freezing import freeze, unfreeze
 from gencore.models import create_model, list_models
 from gencore.patching import patch, unpatch
 
@@ -16,10 +17,12 @@ __all__ = [
     "create_model",
     "env",
     "explain",
+    "freeze",
     "functional",
     "list_models",
     "memory",
     "nn",
     "patch",
+    "unfreeze",
     "unpatch",
 ]

@@ -166,6 +166,7 @@ _ABSENT = Implementation(lambda *args, **kwargs: "this op has no such implementa
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ON_THE_CPU = "the tensors are on cpu, not on a GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
 
 
 def _pytorch_alone() -> Reason:
@@ -181,7 +182,7 @@ def _pytorch_alone() -> Reason:
 
 def cpu_refusal(x: torch.Tensor, *others: torch.Tensor | None) -> Reason:
     """Why the C++ CPU kernels cannot take ``x``, and beside it the ``others``."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"the tensors are on {x.device}, not on the CPU"
     if x.dtype not in _CPU_DTYPES:
         return f"{x.dtype} is not one of float32, float64, bfloat16, float16"
@@ -212,19 +213,18 @@ def triton_refusal(x: torch.Tensor, *others: torch.Tensor | None) -> Reason:
     """Why the Triton kernels cannot take ``x``, and beside it the ``others``."""
     if not HAVE_TRITON:
         return "Triton is not installed; `pip install 'gencore[triton]'`"
-    if x.device.type != "cuda" and not _INTERPRET:
-        return (
-            f"the tensors are on {x.device}, not on a GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
-        )
+    if not (x.is_cuda or _INTERPRET):
+        return _ON_THE_CPU if x.is_cpu else f"the tensors are on {x.device}, not on a GPU"
     if x.dtype not in _GPU_DTYPES:
         return f"{x.dtype} is not one of float32, bfloat16, float16"
     return _layout_refusal(x, *others)
 
 
 def _layout_refusal(*tensors: torch.Tensor | None) -> Reason:
-    layouts = (x.layout for x in tensors if x is not None)
-    odd = next((layout for layout in layouts if layout != torch.strided), None)
-    return None if odd is None else f"the layout {odd} has no strides"
+    for x in tensors:
+        if x is not None and x.layout != torch.strided:
+            return f"the layout {x.layout} has no strides"
+    return None
 
 
 def triton_slower(x: torch.Tensor) -> Reason:

@@ -1,5 +1,6 @@
 #include "cpu/conv.h"
 
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -10,6 +11,8 @@ namespace gencore {
 namespace {
 
 using Sizes = std::vector<int64_t>;
+
+constexpr int64_t kMostPieces = 64, kPieceBytes = 64;  // of a fingerprint
 
 // Whether the strides are those of a dense [N, C, spatial...] tensor: contiguous, or channels_last. Dimensions of size
 // 1 have no say.
@@ -262,14 +265,25 @@ void weight_gradient(const Tensor& dense, const Tensor& gathered, int64_t groups
   run_conv_winograd_weight_gradient(args);
 }
 
-int64_t fingerprint_of(const Tensor& tensor) {
+// Of all bytes, or of `pieces` of 64 bytes, spread out evenly.
+int64_t fingerprint_of(const Tensor& tensor, int64_t pieces) {
   check_cpu(tensor, "tensor");
+  STD_TORCH_CHECK(pieces >= 0 && pieces <= kMostPieces, "pieces must be from 0 to ", kMostPieces);
   // Any dense layout will do: the bytes from the first element to the last are those of the tensor.
   int64_t last = 0;
   for (int64_t d = 0; d < tensor.dim(); d++) last += (tensor.size(d) - 1) * tensor.stride(d);
   if (tensor.numel() == 0) return 0;
+  const char* data = static_cast<const char*>(tensor.const_data_ptr());
+  const int64_t bytes = (last + 1) * static_cast<int64_t>(tensor.element_size());
   uint64_t result = 0;
-  run_fingerprint({tensor.const_data_ptr(), (last + 1) * static_cast<int64_t>(tensor.element_size()), &result});
+  if (pieces < 2 || bytes <= pieces * kPieceBytes) {
+    run_fingerprint({data, bytes, &result});
+    return static_cast<int64_t>(result);
+  }
+  char buffer[kMostPieces * kPieceBytes];
+  for (int64_t i = 0; i < pieces; i++)
+    std::memcpy(buffer + i * kPieceBytes, data + (bytes - kPieceBytes) * i / (pieces - 1), kPieceBytes);
+  run_fingerprint({buffer, pieces * kPieceBytes, &result});
   return static_cast<int64_t>(result);
 }
 
@@ -290,7 +304,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
   m.def(
       "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "
       "int[] dilation, bool winograd, Tensor(a!) grad_weight) -> ()");
-  m.def("fingerprint(Tensor tensor) -> int");
+  m.def("fingerprint(Tensor tensor, int pieces) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gencore_c, CPU, m) {

@@ -54,11 +54,12 @@ def conv_norm_act(
     Layers of ``torch.nn`` are called one after the other.
     """
     size = {} if output_size is None else {"output_size": output_size}
-    if _gathers(conv, norm):
+    fits = _fits(conv, norm)
+    if fits and (norm.training or norm.running_mean is None):
         arguments = conv._arguments(input, conv.weight, conv.bias, **size)
         y, moments = conv_moments(conv._function.__name__, *arguments, impl=conv.impl)
         return norm._normalize(y, residual, moments)
-    folded = _fold(conv, norm, input, residual, size) if _folds(conv, norm, input) else None
+    folded = _fold(conv, norm, input, residual, size) if fits and _folds(conv, norm, input) else None
     if folded is not None:
         return folded
     y = conv(input, **size)
@@ -68,12 +69,8 @@ def conv_norm_act(
 def _fold(conv: Any, norm: Any, input: Tensor, residual: Tensor | None, size: dict[str, Any]) -> Tensor | None:
     """One pass; None where rounding the statistics to 16 bits would be its price."""
     norm._check_input_dim(input)
-    dtype = compute_dtype(input.dtype)
-    inverse = (norm.running_var.to(dtype) + norm.eps).rsqrt_()
-    inverse = inverse if norm.weight is None else inverse.mul_(norm.weight)
-    mean = norm.running_mean.to(dtype)
-    mean = mean if conv.bias is None else mean - conv.bias
-    shift = -mean * inverse if norm.bias is None else torch.addcmul(norm.bias.to(dtype), mean, inverse, value=-1)
+    statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias, conv.bias
+    inverse, shift = _affine_map(*statistics, norm.eps, compute_dtype(input.dtype))
     weight, scale = conv._weighted({"scale": inverse})
     input, weight, _, *geometry = conv._arguments(input, weight, None, **size)
     return conv_affine(
@@ -90,23 +87,34 @@ def _fold(conv: Any, norm: Any, input: Tensor, residual: Tensor | None, size: di
     )
 
 
-def _gathers(conv: Any, norm: Any) -> bool:
-    return bool(_fits(conv, norm) and (norm.training or norm.running_mean is None))
+def _affine_map(
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv_bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The factor and the summand that a batch norm in evaluation makes of each channel."""
+    inverse = (var.to(dtype) + eps).rsqrt_()
+    inverse = inverse if weight is None else inverse.mul_(weight)
+    mean = mean.to(dtype)
+    mean = mean if conv_bias is None else mean - conv_bias
+    return inverse, -mean * inverse if bias is None else torch.addcmul(bias.to(dtype), mean, inverse, value=-1)
 
 
 def _folds(conv: Any, norm: Any, input: Any) -> bool:
-    """On a GPU the convolution is PyTorch's, and the batch norm's one pass is the better one. What does not fit is left
-    to the layers, which refuse it."""
+    """In evaluation. On a GPU the convolution is PyTorch's, and the batch norm's one pass is the better one. What does
+    not fit is left to the layers, which refuse it."""
+    mean = norm.running_mean
     return bool(
-        _fits(conv, norm)
-        and not norm.training
-        and norm.running_mean is not None
-        and not torch.is_grad_enabled()
-        and norm.running_mean.device.type == "cpu"
+        not torch.is_grad_enabled()
+        and mean.device.type == "cpu"
         and isinstance(input, Tensor)
         and input.dim() == conv.dims + 2
-        and norm.running_mean.numel() == conv.out_channels
-        and norm.running_mean.dtype in (input.dtype, compute_dtype(input.dtype))
+        and mean.numel() == conv.out_channels
+        and mean.dtype in (input.dtype, compute_dtype(input.dtype))
     )
 
 

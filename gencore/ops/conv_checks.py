@@ -15,6 +15,9 @@ from gencore.ops.conv_core import output_channels
 
 Size = int | Sequence[int]
 
+_WHOLE = (int, torch.SymInt)
+_SEQUENCES = (tuple, list, Sequence)  # the abstract class takes longest to tell
+
 
 def find_sizes(
     name: str,
@@ -98,21 +101,24 @@ def find_geometry(
 
 def expand(name: str, argument: str, value: Size, dims: int, least: int) -> list[int]:
     """``value`` as one number for each dimension, each at least ``least``."""
-    many = isinstance(value, Sequence) and not isinstance(value, str)
-    numbers = [as_int(name, argument, v) for v in (value if many else [value])]  # type: ignore[union-attr]
-    if len(numbers) == 1:
-        numbers = numbers * dims
+    if type(value) is int:
+        numbers = [value] * dims
+    else:
+        many = isinstance(value, _SEQUENCES) and not isinstance(value, str)
+        numbers = [as_int(name, argument, v) for v in (value if many else [value])]  # type: ignore[union-attr]
+        numbers = numbers * dims if len(numbers) == 1 else numbers
     if len(numbers) != dims:
         raise RuntimeError(f"{name}: {argument} must be one number or {dims}, got {value}")
-    if any(v < least for v in numbers):
-        raise RuntimeError(f"{name}: {argument} must be at least {least}, got {value}")
+    for number in numbers:
+        if number < least:
+            raise RuntimeError(f"{name}: {argument} must be at least {least}, got {value}")
     return numbers
 
 
 def as_int(name: str, argument: str, value: Any) -> int:
     """Takes what PyTorch takes for a whole number: also NumPy's, and tensors of one; but neither a bool nor a float."""
-    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
-        return value  # type: ignore[return-value]
+    if type(value) in _WHOLE:
+        return value
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -143,8 +149,9 @@ def check_tensors(
             f"{name}: weight's first dimension must be divisible by groups, got shape {tuple(weight.shape)} and groups "
             f"{groups}"
         )
-    if any(size < 1 for i, size in enumerate(weight.shape) if transposed or i != 1):
-        raise RuntimeError(f"{name}: weight must not be empty, got shape {tuple(weight.shape)}")
+    for i, size in enumerate(weight.shape):
+        if size < 1 and (transposed or i != 1):
+            raise RuntimeError(f"{name}: weight must not be empty, got shape {tuple(weight.shape)}")
     channels = input.shape[-dims - 1]
     wanted = weight.shape[0] if transposed else weight.shape[1] * groups
     if channels != wanted:
@@ -152,8 +159,9 @@ def check_tensors(
             f"{name}: input must have {wanted} channels for a weight of shape {tuple(weight.shape)} and groups "
             f"{groups}, got {channels} (shape {tuple(input.shape)})"
         )
-    if any(size < 1 for size in input.shape[-dims:]):
-        raise RuntimeError(f"{name}: input must have no spatial dimension of size 0, got shape {tuple(input.shape)}")
+    for size in input.shape[-dims:]:
+        if size < 1:
+            raise RuntimeError(f"{name}: input must have no spatial dimension of size 0, got shape {tuple(input.shape)}")
     if bias is not None:
         check_tensor(name, "bias", bias)
         check_device(name, "bias", bias, "input", input)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,15 +17,19 @@ from gencore.ops._library import is_watched
 # (id of the weight's owner, how its elements are ordered, groups, columns_first, winograd) -> (weak reference to the
 # owner, what the weight was when packed, packed panels).
 _packed_weights: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...], Tensor]] = {}
-# id of a weight -> (weak reference to it, what it was, what was made of it).
-_made: dict[int, tuple[Any, tuple[Any, ...], Tensor]] = {}
+# (what makes it, ids of the tensors) -> (weak references to them, what they were, what was made of them).
+_made: dict[tuple[Any, ...], tuple[list[Any], list[Any], Any]] = {}
+# id of a tensor that was put to rest -> (weak reference to it, a number that tells this time from others).
+_at_rest: dict[int, tuple[Any, int]] = {}
+_rests = count(1)
 
 
 class Packed:
     """The panels of a weight, taken out of the cache for one call: a concurrent call of the same layer packs its own.
 
     A packed weight is used again while the version counter stands still *and* a hash of the weight agrees: changes
-    through ``weight.data`` do not move the counter. A view of a whole tensor, such as a weight with its first two
+    through ``weight.data`` do not move the counter. Of a weight that was put to rest a few bytes are hashed, not all: a
+    batch of one image is worth less than reading the weight once more. A view of a whole tensor, such as a weight with its first two
     dimensions exchanged, is known by that tensor.
     """
 
@@ -36,7 +41,7 @@ class Packed:
 
     def __enter__(self) -> Tensor:
         weight, ops, key = self.weight, torch.ops.gencore_c, self.key
-        state = _state(weight)
+        state = _state(weight, self.owner)
         kept = _packed_weights.pop(key, None)
         if kept is not None and kept[0]() is self.owner and kept[1] == state:
             self.kept = kept
@@ -53,24 +58,52 @@ class Packed:
         _packed_weights[self.key] = self.kept
 
 
-def kept(weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-    """``make(weight)``, or what it was when last asked for with the weight as it is; nobody may change it.
+def kept(make: Callable[..., Any], *arguments: Any) -> Any:
+    """``make(*arguments)``, or what it was when last asked for with these tensors as they are; nobody may change it.
 
-    Made anew where it is trained, off the CPU, and under a compiler, a transform or the like.
+    Made anew where one of them is trained, off the CPU, and under a compiler, a transform or the like.
+
+    Args:
+        make: the same object at every call.
+        arguments: tensors, one at least, and what can be compared.
     """
-    trained = torch.is_grad_enabled() and weight.requires_grad
-    plain = weight.device.type == "cpu" and EXTENSION.loaded and type(weight) in (Tensor, Parameter)
-    if is_watched() or trained or not plain:
-        return make(weight)
-    key = id(weight)
-    found, state = _made.get(key), (*_state(weight), make, torch.is_inference_mode_enabled())
-    if found is not None and found[0]() is weight and found[1] == state:
+    tensors = [t for t in arguments if isinstance(t, Tensor)]
+    recording = torch.is_grad_enabled()
+    if not EXTENSION.loaded or is_watched() or not all(_can_rest(t, recording) for t in tensors):
+        return make(*arguments)
+    key = (make, *map(id, tensors))
+    state = [_state(a, a) if isinstance(a, Tensor) else a for a in arguments]
+    state.append(torch.is_inference_mode_enabled())
+    found = _made.get(key)
+    if found is not None and found[1] == state and all(r() is t for r, t in zip(found[0], tensors, strict=True)):
         return found[2]
-    made = make(weight)
-    _made[key] = (weakref.ref(weight, lambda _: _made.pop(key, None)), state, made)
+    made = make(*arguments)
+    _made[key] = ([weakref.ref(t, lambda _: _made.pop(key, None)) for t in tensors], state, made)
     return made
 
 
-def _state(weight: Tensor) -> tuple[Any, ...]:
-    version = -1 if weight.is_inference() else weight._version
-    return version, torch.ops.gencore_c.fingerprint(weight), weight.shape, weight.stride(), weight.dtype
+def put_to_rest(tensor: Tensor) -> None:
+    """From now on trust ``tensor``'s version counter, and a few of its bytes, to tell whether it has changed. What was
+    made of it so far is made anew."""
+    key = id(tensor)
+    _at_rest[key] = weakref.ref(tensor, lambda _: _at_rest.pop(key, None)), next(_rests)
+
+
+def wake(tensor: Tensor) -> None:
+    """Undo :func:`put_to_rest`."""
+    _at_rest.pop(id(tensor), None)
+
+
+def _can_rest(tensor: Tensor, recording: bool) -> bool:
+    plain = tensor.device.type == "cpu" and type(tensor) in (Tensor, Parameter)
+    return plain and not (recording and tensor.requires_grad)
+
+
+_PIECES = 64  # of 64 bytes, of a tensor at rest: whatever changes all of it, changes some of them
+
+
+def _state(tensor: Tensor, owner: Tensor) -> tuple[Any, ...]:
+    version = -1 if tensor.is_inference() else tensor._version
+    rest = _at_rest[id(owner)][1] if version >= 0 and id(owner) in _at_rest else 0
+    fingerprint = torch.ops.gencore_c.fingerprint(tensor, _PIECES if rest else 0)
+    return version, fingerprint, rest, tensor.shape, tensor.stride(), tensor.dtype

@@ -23,7 +23,7 @@ _FEW_CHANNELS = 16
 _BLOCK = 64  # columns of a weight gradient come in such blocks
 # At a stride of 2, by the filter's side and whether it is transposed: the least side of the output and its least number
 # of pixels. Small images meet much padding, which direct sums leave out; few pixels are not worth larger weights.
-_LEAST = {(4, False): (4, 1024), (4, True): (4, 1024), (3, False): (8, 4096), (3, True): (64, 4096)}
+_LEAST = {(4, False): (4, 128), (4, True): (4, 128), (3, False): (8, 4096), (3, True): (64, 4096)}
 _LEAST_LARGE = 512  # pixels, for tiles of 4x4
 _FEW_CHANNELS_STRIDED_3 = 128  # for the weight gradient
 

@@ -194,7 +194,7 @@ def _conv_impl(impl: str, chosen: str) -> str:
 def _demodulation(style: Tensor, weight: Tensor, conv_impl: str) -> Tensor:
     """The factors [N, O], from squared styles and the squared weights of pairs of channels, kept if not trained."""
     compute = compute_dtype(style.dtype)
-    product = linear(style.to(compute).square(), kept(weight, _energy), impl=conv_impl)
+    product = linear(style.to(compute).square(), kept(_energy, weight), impl=conv_impl)
     return (product + DEMODULATION_EPS).rsqrt()
 
 
