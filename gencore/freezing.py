@@ -15,12 +15,12 @@ Model = TypeVar("Model", bound=nn.Module)
 def freeze(model: Model) -> Model:
     """Put ``model`` in evaluation mode and its parameters and buffers to rest, for inference on the CPU; in place.
 
-    What convolutions and linear layers make of a weight (packed panels, for one) is kept from call to call. Whether the
-    weight is still the same is asked of its version counter and, since changes through ``weight.data`` do not move it,
-    of a hash of the whole weight; that reads it once a call, which for one image takes as long as the convolution. Of a
-    frozen model only 64 places of each tensor are read. In-place operations, optimisers, ``load_state_dict`` and whatever
-    replaces or moves all of a tensor are noticed as ever. Only a change through ``.data`` of a few elements may now go
-    unnoticed: call ``freeze`` again after one, or change ``weight`` itself under ``torch.no_grad()``.
+    Convolutions and linear layers keep what they make of a weight from call to call. Whether the weight is still the
+    same they ask of its version counter and, since changes through ``weight.data`` do not move that, of a hash of the
+    whole weight, which for one image takes as long as reading it for the convolution. Of a frozen model they look at
+    64 places of each tensor. In-place operations, optimisers, ``load_state_dict`` and whatever replaces or changes all
+    of a tensor are noticed as ever. Only a change of a few elements through ``.data`` may go unnoticed: call ``freeze``
+    again after one, or change the weight itself under ``torch.no_grad()``.
 
     Results do not change by a bit. Nothing is copied; gradients may be computed as ever. Under
     ``torch.inference_mode`` tensors have no version counters: those made under it are not put to rest.

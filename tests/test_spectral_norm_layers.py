@@ -260,18 +260,25 @@ def test_zero_weights_stay_finite() -> None:
 
 
 @pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
-def test_kernel_writes_what_it_is_given_room_for() -> None:
-    """An empty tensor stands for a W / sigma that is not wanted, or for its gradient; other sizes are refused."""
-    weight, sigma, kernels = torch.randn(4, 6), torch.full((1,), torch.nan), torch.ops.gencore_c
-    vectors = torch.nn.functional.normalize(torch.randn(10), dim=0)
-    kernels.spectral_norm([weight], vectors, 1, 1e-12, [0], True, [torch.empty(0)], sigma)
+def test_kernel_writes_what_is_wanted_and_refuses_what_does_not_fit() -> None:
+    """An empty tensor stands for the gradient of a W / sigma that is not wanted; other sizes are refused."""
+    weight, kernels = torch.randn(4, 6), torch.ops.gencore_c
+    buffers = [torch.randn(8)[::2], torch.randn(6)]
+    normal, sigma, vectors = kernels.spectral_norm([weight], buffers, 1, 1e-12, [0], True, [False])
+    assert normal == []
     u, v = vectors.split([4, 6])
     torch.testing.assert_close(sigma[0], u @ weight @ v)
+    kernels.spectral_norm_store(vectors, buffers)
+    torch.testing.assert_close(torch.cat(buffers), vectors, rtol=0, atol=0)
     grad = torch.full_like(weight, torch.nan)
     kernels.spectral_norm_backward([torch.empty(0)], torch.tensor([3.0]), [weight], sigma, vectors, 1e-12, [0], [grad])
     torch.testing.assert_close(grad, 3 * torch.outer(u, v))
-    with pytest.raises(RuntimeError, match="normal must have 24 elements, got 5"):
-        kernels.spectral_norm([weight], vectors, 1, 1e-12, [0], True, [torch.empty(5)], sigma)
+    with pytest.raises(RuntimeError, match="vectors must have 10 elements, got 9"):
+        kernels.spectral_norm([weight], [buffers[0], torch.randn(5)], 1, 1e-12, [0], True, [True])
+    with pytest.raises(RuntimeError, match="vectors must have 9 elements, got 10"):
+        kernels.spectral_norm_store(vectors, [buffers[0], torch.randn(5)])
+    with pytest.raises(RuntimeError, match="buffers must be vectors of the compute dtype"):
+        kernels.spectral_norm([weight], [buffers[0], torch.randn(6).double()], 1, 1e-12, [0], True, [True])
     rest = (torch.tensor([3.0]), [weight], sigma, vectors, 1e-12, [0])
     with pytest.raises(RuntimeError, match="grad_weights must have 24 elements, got 0"):
         kernels.spectral_norm_backward([weight], *rest, [torch.empty(0)])

@@ -161,7 +161,9 @@ def check_tensors(
         )
     for size in input.shape[-dims:]:
         if size < 1:
-            raise RuntimeError(f"{name}: input must have no spatial dimension of size 0, got shape {tuple(input.shape)}")
+            raise RuntimeError(
+                f"{name}: input must have no spatial dimension of size 0, got shape {tuple(input.shape)}"
+            )
     if bias is not None:
         check_tensor(name, "bias", bias)
         check_device(name, "bias", bias, "input", input)

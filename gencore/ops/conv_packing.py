@@ -28,9 +28,8 @@ class Packed:
     """The panels of a weight, taken out of the cache for one call: a concurrent call of the same layer packs its own.
 
     A packed weight is used again while the version counter stands still *and* a hash of the weight agrees: changes
-    through ``weight.data`` do not move the counter. Of a weight that was put to rest a few bytes are hashed, not all: a
-    batch of one image is worth less than reading the weight once more. A view of a whole tensor, such as a weight with its first two
-    dimensions exchanged, is known by that tensor.
+    through ``weight.data`` do not move the counter. Of a weight that was put to rest only a few bytes are hashed. A
+    view of a whole tensor, such as a weight with its first two dimensions exchanged, is known by that tensor.
     """
 
     def __init__(self, weight: Tensor, groups: int, columns_first: bool, winograd: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import compress
+from itertools import compress, islice
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
+from gencore.extension import EXTENSION
 from gencore.ops._checkpointing import is_backward, note_step, regions_under_way, repeated_step
 from gencore.ops._checks import check_device, compute_dtype
-from gencore.ops._library import define, differentiate, triton_kernel
-from gencore.ops.spectral_norm_checks import lengths, validate
+from gencore.ops._library import define, differentiate, is_watched, triton_kernel
+from gencore.ops.spectral_norm_checks import are_plain, lengths, validate
 
 
 def spectral_norm(
@@ -114,7 +115,8 @@ def spectral_norm_list(
     for name, values in lists:
         if len(values) != len(weights):
             raise ValueError(f"{where}: {name} must have {len(weights)} entries, one a weight; got {len(values)}")
-    for i, layer in enumerate(zip(weights, us, vs, strict=True)):
+    doubtful = 1 if are_plain(weights, us, vs, dims) else len(weights)  # one, for the settings
+    for i, layer in enumerate(islice(zip(weights, us, vs, strict=True), doubtful)):
         dims[i] = validate(where, f"s[{i}]", *layer, n_power_iterations, eps, dims[i])
         if weights[i].device != weights[0].device or weights[i].dtype != weights[0].dtype:
             check_device(where, f"weights[{i}]", weights[i], "weights[0]", weights[0])
@@ -146,44 +148,55 @@ def _run(
     if moved is not None:
         us, vs = moved[::2], moved[1::2]
     iterations = 0 if repeats else iterations
-    normal, sigma, new = _call(chosen, weights, us, vs, iterations, eps, dims, v_first, written)
+    buffers = _paired(us, vs)
+    normal, sigma, vectors = _call(chosen, weights, buffers, iterations, eps, dims, v_first, written)
     if iterations > 0:
-        with torch.no_grad():
-            torch._foreach_copy_(_paired(us, vs), new)
-        moved = new
-    if moved is not None and not compiling:
-        note_step(regions_under_way(), moved)
+        _store(vectors, buffers)
+    regions = [] if compiling or not (iterations or repeats) else regions_under_way()
+    if regions and iterations > 0:
+        moved = list(vectors.split([x.numel() for x in buffers]))
+    if regions and moved is not None:
+        note_step(regions, moved)
     return normal, sigma
+
+
+def _store(vectors: Tensor, buffers: list[Tensor]) -> None:
+    """Moves u and v."""
+    plain = vectors.is_cpu and EXTENSION.loaded and not is_watched() and not any(map(Tensor.is_inference, buffers))
+    if plain and all(type(x) is Tensor and x.dtype == vectors.dtype for x in buffers):
+        torch.ops.gencore_c.spectral_norm_store.default(vectors, buffers)
+        torch.autograd.graph.increment_version(buffers)
+        return
+    with torch.no_grad():
+        torch._foreach_copy_(buffers, list(vectors.split([x.numel() for x in buffers])))
 
 
 def _call(
     chosen: str,
     weights: Sequence[Tensor],
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
+    buffers: list[Tensor],
     iterations: int,
     eps: float,
     dims: Sequence[int],
     v_first: bool,
     written: Sequence[bool],
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Also u and v of each layer, one after another, after the iterations, in tensors of their own; none without."""
-    if chosen == "reference":
-        # Copies of u and v are what the backward keeps, so that the buffers may change before it runs.
-        compute = compute_dtype(weights[0].dtype)
-        copies = [x.to(compute, copy=True) for x in _paired(us, vs)]
-        normal, sigma, new = [], [], []
-        for w, u, v, dim, wanted in zip(weights, copies[::2], copies[1::2], dims, written, strict=True):
-            function = reference.spectral_norm if wanted else reference.power_iteration
-            *ready, s, u, v = function(w, u, v, iterations, eps, dim, v_first)
-            normal += ready
-            sigma.append(s)
-            new += [u, v]
-        return normal, sigma, new if iterations else []
-    arguments = (iterations, float(eps), list(dims), v_first, list(written), chosen)
-    normal, sigmas, vectors = _FORWARD(list(weights), _paired(us, vs), *arguments)
-    new = list(vectors.split([x.numel() for x in _paired(us, vs)])) if iterations else []
-    return normal, list(sigmas.unbind()), new
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Also u and v of all layers, one after another, after the iterations, in a tensor of their own."""
+    if chosen != "reference":
+        arguments = (iterations, float(eps), list(dims), v_first, list(written), chosen)
+        normal, sigmas, vectors = _FORWARD(list(weights), buffers, *arguments)
+        return normal, list(sigmas.unbind()), vectors
+    # Copies of u and v are what the backward keeps, so that the buffers may change before it runs.
+    compute = compute_dtype(weights[0].dtype)
+    copies = [x.to(compute, copy=True) for x in buffers]
+    normal, sigma, new = [], [], []
+    for w, u, v, dim, wanted in zip(weights, copies[::2], copies[1::2], dims, written, strict=True):
+        function = reference.spectral_norm if wanted else reference.power_iteration
+        *ready, s, u, v = function(w, u, v, iterations, eps, dim, v_first)
+        normal += ready
+        sigma.append(s)
+        new += [u, v]
+    return normal, sigma, torch.cat(new)
 
 
 def _paired(us: Sequence[Tensor], vs: Sequence[Tensor]) -> list[Tensor]:
@@ -194,29 +207,53 @@ def _paired(us: Sequence[Tensor], vs: Sequence[Tensor]) -> list[Tensor]:
 # --- implementations -------------------------------------------------------------------------------------------------
 
 
-def _forward_kernel(call: Any) -> Any:
-    def forward(
-        weights: list[Tensor],
-        buffers: list[Tensor],
-        n_power_iterations: int,
-        eps: float,
-        dims: list[int],
-        v_first: bool,
-        written: list[bool],
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        if n_power_iterations > 0 and is_backward():  # of a compiled graph: _run takes care of all others
-            raise RuntimeError(
-                "spectral_norm: activation checkpointing repeats a forward that torch.compile compiled, which would "
-                "move u and v again; compile what is not checkpointed, or checkpoint what is not compiled"
-            )
-        dense = [w.contiguous() for w in weights]
-        normal = [torch.empty_like(w) if wanted else w.new_empty(0) for w, wanted in zip(dense, written, strict=True)]
-        vectors = torch.cat(buffers).to(compute_dtype(weights[0].dtype))
-        sigma = vectors.new_empty((len(weights),))
-        call()(dense, vectors, n_power_iterations, eps, dims, v_first, normal, sigma)
-        return _laid_out(list(compress(normal, written)), list(compress(weights, written))), sigma, vectors
+def _forward_cpu(
+    weights: list[Tensor],
+    buffers: list[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: list[int],
+    v_first: bool,
+    written: list[bool],
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    _refuse_compiled_repetition(n_power_iterations)
+    compute = compute_dtype(weights[0].dtype)
+    if compute != weights[0].dtype:
+        buffers = [x.to(compute) for x in buffers]
+    call, rest = torch.ops.gencore_c.spectral_norm.default, (n_power_iterations, eps, dims, v_first, written)
+    if all(w.is_contiguous() for w in weights):
+        return call(weights, buffers, *rest)
+    normal, sigma, vectors = call([w.contiguous() for w in weights], buffers, *rest)
+    return _laid_out(normal, list(compress(weights, written))), sigma, vectors
 
-    return forward
+
+def _forward_triton(
+    weights: list[Tensor],
+    buffers: list[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: list[int],
+    v_first: bool,
+    written: list[bool],
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    from gencore.kernels.spectral_norm import spectral_norm
+
+    _refuse_compiled_repetition(n_power_iterations)
+    dense = [w.contiguous() for w in weights]
+    normal = [torch.empty_like(w) if wanted else w.new_empty(0) for w, wanted in zip(dense, written, strict=True)]
+    vectors = torch.cat(buffers).to(compute_dtype(weights[0].dtype))
+    sigma = vectors.new_empty((len(weights),))
+    spectral_norm(dense, vectors, n_power_iterations, eps, dims, v_first, normal, sigma)
+    return _laid_out(list(compress(normal, written)), list(compress(weights, written))), sigma, vectors
+
+
+def _refuse_compiled_repetition(n_power_iterations: int) -> None:
+    """Of a compiled graph: _run takes care of all others."""
+    if n_power_iterations > 0 and is_backward():
+        raise RuntimeError(
+            "spectral_norm: activation checkpointing repeats a forward that torch.compile compiled, which would "
+            "move u and v again; compile what is not checkpointed, or checkpoint what is not compiled"
+        )
 
 
 def _backward_kernel(call: Any) -> Any:
@@ -342,8 +379,8 @@ _FORWARD = define(
     "spectral_norm(Tensor[] weights, Tensor[] buffers, int n_power_iterations, float eps, int[] dims, bool v_first, "
     "bool[] written, str impl) -> (Tensor[] normal, Tensor sigma, Tensor vectors)",
     {
-        "cpu": _forward_kernel(lambda: torch.ops.gencore_c.spectral_norm.default),
-        "triton": _forward_kernel(triton_kernel("spectral_norm", "spectral_norm")),
+        "cpu": _forward_cpu,
+        "triton": _forward_triton,
     },
     _fake_forward,
     setup_context=_save_forward,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gencore.ops._checks import check_device, check_floating, check_shape, compute_dtype
+
+_PLAIN = (Tensor, Parameter)
 
 
 def validate(
     where: str, suffix: str, weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float, dim: int
 ) -> int:
     """Refuse what does not fit; ``dim``, not negative."""
-    check_floating(where, f"weight{suffix}", weight)
+    check_floating(where, "weight" + suffix, weight)
     rank = weight.dim()
     if rank == 0:
         raise RuntimeError(f"{where}: weight{suffix} must have at least 1 dimension, got a scalar")
@@ -27,22 +32,30 @@ def validate(
     dim %= rank
     rows, columns = lengths(weight, dim)
     dtypes = (weight.dtype, compute_dtype(weight.dtype))
-    for name, vector, length in ("u", u, rows), ("v", v, columns):
-        if (
-            isinstance(vector, Tensor)
-            and vector.dtype in dtypes
-            and vector.device == weight.device
-            and vector.shape == (length,)
-        ):
-            continue  # the checks below, which say what is wrong, cost a network of small layers as much as its kernel
-        name += suffix
+    for name, vector, length in ("u" + suffix, u, rows), ("v" + suffix, v, columns):
         check_floating(where, name, vector)
         check_device(where, name, vector, f"weight{suffix}", weight)
         check_shape(where, name, vector, (length,))
-        raise RuntimeError(
-            f"{where}: {name} must have the dtype of weight{suffix}, {dtypes[0]}, or {dtypes[1]}; got {vector.dtype}"
-        )
+        if vector.dtype not in dtypes:
+            raise RuntimeError(
+                f"{where}: {name} must have the dtype of weight{suffix}, {dtypes[0]}, or {dtypes[1]}; "
+                f"got {vector.dtype}"
+            )
     return dim
+
+
+def are_plain(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], dims: Sequence[int]) -> bool:
+    """Whether all layers are float32 on the CPU and fit, at a glance: :func:`validate`, which says what does not, takes
+    a network of small layers as long as the kernel."""
+    for weight, u, v, dim in zip(weights, us, vs, dims, strict=True):
+        if not (type(weight) in _PLAIN and type(u) is type(v) is Tensor and weight.is_cpu and u.is_cpu and v.is_cpu):
+            return False
+        if not (weight.dtype == u.dtype == v.dtype == torch.float32 and u.dim() == v.dim() == 1):
+            return False
+        rows = len(u)
+        if not (0 <= dim < weight.dim() and rows == weight.size(dim) and rows * len(v) == weight.numel() > 0):
+            return False
+    return True
 
 
 def check_settings(where: str, n_power_iterations: int, eps: float) -> None:
