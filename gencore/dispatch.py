@@ -51,6 +51,11 @@ def backend(impl: str) -> Iterator[None]:
         _state.impl = previous
 
 
+def current_backend() -> str:
+    """What ``impl="auto"`` stands for in this thread."""
+    return _state.impl
+
+
 def is_named(impl: str) -> bool:
     """Whether ``impl``, or the backend in its place, names an implementation, so that nothing else may run."""
     return impl != "auto" or _state.impl != "auto"

@@ -287,6 +287,13 @@ int64_t fingerprint_of(const Tensor& tensor, int64_t pieces) {
   return static_cast<int64_t>(result);
 }
 
+int64_t fingerprint_of_all(const std::vector<Tensor>& tensors, int64_t pieces) {
+  uint64_t result = 0;
+  for (const Tensor& tensor : tensors)
+    result = (result ^ static_cast<uint64_t>(fingerprint_of(tensor, pieces))) * 0x9E3779B97F4A7C15u;
+  return static_cast<int64_t>(result);
+}
+
 }  // namespace
 
 }  // namespace gencore
@@ -305,6 +312,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
       "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "
       "int[] dilation, bool winograd, Tensor(a!) grad_weight) -> ()");
   m.def("fingerprint(Tensor tensor, int pieces) -> int");
+  m.def("fingerprints(Tensor[] tensors, int pieces) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gencore_c, CPU, m) {
@@ -313,4 +321,5 @@ STABLE_TORCH_LIBRARY_IMPL(gencore_c, CPU, m) {
   m.impl("conv_forward", TORCH_BOX(&gencore::forward));
   m.impl("conv_weight_gradient", TORCH_BOX(&gencore::weight_gradient));
   m.impl("fingerprint", TORCH_BOX(&gencore::fingerprint_of));
+  m.impl("fingerprints", TORCH_BOX(&gencore::fingerprint_of_all));
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from gencore.ops._autocast import autocast
 from gencore.ops._checks import compute_dtype
 from gencore.ops.conv_checks import check_epilogue, find_geometry
 from gencore.ops.conv_core import CONVOLUTION, output_channels
+from gencore.ops.conv_replay import remember
 
 
 def conv_affine(
@@ -24,6 +26,7 @@ def conv_affine(
     activation: str,
     negative_slope: float,
     impl: str,
+    depends_on: tuple[Sequence[Tensor | None], tuple[Any, ...]] | None = None,
 ) -> Tensor | None:
     """``activation(scale conv(input) + shift + residual)``, without gradients; ``name`` is ``"conv1d"`` to
     ``"conv_transpose3d"``. None where ``impl`` is plain PyTorch in 16 bits, which would round scale and shift: the norm
@@ -34,6 +37,8 @@ def conv_affine(
         geometry: its other positional arguments after the bias, all of them.
         scale, shift: ``[O]``, float32 (float64 for float64).
         activation, negative_slope, impl: as for that function.
+        depends_on: tensors and settings that make weight, scale, shift and the rest: of a weight at rest the call is
+            noted under them, for :func:`gencore.ops.conv_replay.recall`.
 
     Raises:
         What that function raises.
@@ -57,5 +62,7 @@ def conv_affine(
     _, *sizes, groups, transposed = find_geometry(name, input, weight, None, *geometry)
     channels = output_channels(weight, groups, transposed)
     check_epilogue(name, input, channels, sizes[-1], None, residual, activation, None)
-    epilogue = (activation, float(negative_slope), impl)
-    return CONVOLUTION(input, weight, shift, residual, None, scale, *sizes, groups, transposed, *epilogue)
+    arguments: tuple[Any, ...] = (*sizes, groups, transposed, activation, float(negative_slope))
+    if impl == "cpu" and residual is None and depends_on is not None:
+        remember(input, *depends_on, weight, shift, scale, *arguments)
+    return CONVOLUTION(input, weight, shift, residual, None, scale, *arguments, impl)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,16 @@ from gencore.ops._library import is_watched
 _packed_weights: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...], Tensor]] = {}
 # (what makes it, ids of the tensors) -> (weak references to them, what they were, what was made of them).
 _made: dict[tuple[Any, ...], tuple[list[Any], list[Any], Any]] = {}
-# id of a tensor that was put to rest -> (weak reference to it, a number that tells this time from others).
-_at_rest: dict[int, tuple[Any, int]] = {}
+PIECES = 64  # of 64 bytes, of a tensor at rest: whatever changes all of it, changes some of them
+
+
+class _Rest(NamedTuple):
+    tensor: Any  # weak reference
+    number: int  # tells this time from others
+    calls: dict[Any, Any]  # of gencore.ops.conv_replay
+
+
+_at_rest: dict[int, _Rest] = {}  # by the tensor's id
 _rests = count(1)
 
 
@@ -85,7 +93,7 @@ def put_to_rest(tensor: Tensor) -> None:
     """From now on trust ``tensor``'s version counter, and a few of its bytes, to tell whether it has changed. What was
     made of it so far is made anew."""
     key = id(tensor)
-    _at_rest[key] = weakref.ref(tensor, lambda _: _at_rest.pop(key, None)), next(_rests)
+    _at_rest[key] = _Rest(weakref.ref(tensor, lambda _: _at_rest.pop(key, None)), next(_rests), {})
 
 
 def wake(tensor: Tensor) -> None:
@@ -93,16 +101,19 @@ def wake(tensor: Tensor) -> None:
     _at_rest.pop(id(tensor), None)
 
 
+def calls_of(tensor: Tensor) -> dict[Any, Any] | None:
+    """Notes that go with a tensor at rest, for as long as it rests; None where it does not."""
+    rest = _at_rest.get(id(tensor))
+    return None if rest is None else rest.calls
+
+
 def _can_rest(tensor: Tensor, recording: bool) -> bool:
     plain = tensor.device.type == "cpu" and type(tensor) in (Tensor, Parameter)
     return plain and not (recording and tensor.requires_grad)
 
 
-_PIECES = 64  # of 64 bytes, of a tensor at rest: whatever changes all of it, changes some of them
-
-
 def _state(tensor: Tensor, owner: Tensor) -> tuple[Any, ...]:
     version = -1 if tensor.is_inference() else tensor._version
-    rest = _at_rest[id(owner)][1] if version >= 0 and id(owner) in _at_rest else 0
-    fingerprint = torch.ops.gencore_c.fingerprint(tensor, _PIECES if rest else 0)
-    return version, fingerprint, rest, tensor.shape, tensor.stride(), tensor.dtype
+    rest = _at_rest.get(id(owner)) if version >= 0 else None
+    fingerprint = torch.ops.gencore_c.fingerprint.default(tensor, PIECES if rest else 0)
+    return version, fingerprint, rest and rest.number, tensor.shape, tensor.stride(), tensor.dtype

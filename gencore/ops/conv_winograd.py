@@ -49,12 +49,13 @@ def winograd_scheme(
         return NONE
     pixels = x.shape[0] * prod(out_size)
     if stride[-1] == 1:
-        return UNIT_LARGE if pixels >= _LEAST_LARGE and _may_be_less_exact() else UNIT
+        return UNIT_LARGE if pixels >= _LEAST_LARGE and may_be_less_exact() else UNIT
     least_side, least_pixels = _LEAST[weight.shape[-1], transposed]
     return STRIDED if min(out_size[-2:]) >= least_side and pixels >= least_pixels else NONE
 
 
-def _may_be_less_exact() -> bool:
+def may_be_less_exact() -> bool:
+    """Whether PyTorch's switch allows convolutions that are less exact than float32."""
     switch: Any = torch.backends.mkldnn  # its attributes are made at import
     return switch.conv.fp32_precision in ("tf32", "bf16")
 
