@@ -5,6 +5,7 @@ from gencore.ops.batch_norm_act import batch_norm_act
 from gencore.ops.bias_act import bias_act
 from gencore.ops.conditional_batch_norm import conditional_batch_norm
 from gencore.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from gencore.ops.conv_rescaled import conv2d_downscale2d, upscale2d_conv2d
 from gencore.ops.instance_norm_act import instance_norm_act
 from gencore.ops.linear import linear
 from gencore.ops.minibatch_stddev import minibatch_stddev
@@ -23,6 +24,7 @@ __all__ = [
     "conditional_batch_norm",
     "conv1d",
     "conv2d",
+    "conv2d_downscale2d",
     "conv2d_resample",
     "conv3d",
     "conv_transpose1d",
@@ -42,4 +44,5 @@ __all__ = [
     "spectral_norm_list",
     "upfirdn2d",
     "upsample2d",
+    "upscale2d_conv2d",
 ]

@@ -85,12 +85,13 @@ class DeepGeneratorBlock(nn.Module):
         hidden = inputs // 4
         self.outputs, self.up = outputs, up
         self.norms = nn.ModuleList(parts.norm(c, condition=condition) for c in (inputs, hidden, hidden, hidden))
-        self.conv1, self.conv2 = parts.conv(inputs, hidden, 1), parts.conv(hidden, hidden)
+        self.conv1 = parts.conv(inputs, hidden, 1)
+        self.conv2 = parts.conv_up(hidden, hidden) if up else parts.conv(hidden, hidden)
         self.conv3, self.conv4 = parts.conv(hidden, hidden), parts.conv(hidden, outputs, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = self.norms[1](self.conv1(self.norms[0](x, condition)), condition)
-        h = self.norms[2](self.conv2(upsample(h) if self.up else h), condition)
+        h = self.norms[2](self.conv2(h), condition)
         h = self.norms[3](self.conv3(h), condition)
         kept = x[:, : self.outputs]
         return self.conv4(h, residual=(upsample(kept) if self.up else kept).contiguous())

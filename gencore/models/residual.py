@@ -42,6 +42,14 @@ class Parts:
         layer = self.layers.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, **options)
         return self.finish(layer, gain)
 
+    def conv_up(self, inputs: int, outputs: int) -> Any:
+        """Pixels doubled, then a 3x3 convolution."""
+        return self.finish(self.layers.UpscaleConv2d(inputs, outputs), 2**0.5)
+
+    def conv_down(self, inputs: int, outputs: int) -> Any:
+        """A 3x3 convolution, then the mean over 2x2 pixels."""
+        return self.finish(self.layers.ConvDownscale2d(inputs, outputs), 2**0.5)
+
     def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> Any:
         return self.finish(self.layers.Linear(inputs, outputs, bias=bias), 1.0)
 
@@ -94,11 +102,11 @@ class GeneratorBlock(nn.Module):
     def __init__(self, parts: Parts, inputs: int, outputs: int, **condition: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = parts.norm(inputs, **condition), parts.norm(outputs, **condition)
-        self.conv1, self.conv2 = parts.conv(inputs, outputs), parts.conv(outputs, outputs)
+        self.conv1, self.conv2 = parts.conv_up(inputs, outputs), parts.conv(outputs, outputs)
         self.skip = parts.conv(inputs, outputs, 1, gain=1.0)
 
     def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
-        h = self.conv1(upsample(self.norm1(x, *condition)))
+        h = self.conv1(self.norm1(x, *condition))
         # A 1x1 convolution gives the same before the pixels are doubled, for a quarter of the work.
         return self.conv2(self.norm2(h, *condition), residual=upsample(self.skip(x)))
 
@@ -112,14 +120,15 @@ class DiscriminatorBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.down, self.first = down, first
-        self.conv1, self.conv2 = parts.conv(inputs, hidden, activation="relu"), parts.conv(hidden, outputs)
+        self.conv1 = parts.conv(inputs, hidden, activation="relu")
+        self.conv2 = parts.conv_down(hidden, outputs) if down else parts.conv(hidden, outputs)
         self.skip = parts.conv(inputs, outputs, 1, gain=1.0) if down or inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(x if self.first else F.relu(x))
         if self.down:
             assert self.skip is not None
-            return self.skip(F.avg_pool2d(x, 2), residual=F.avg_pool2d(self.conv2(h), 2))
+            return self.conv2(h, residual=self.skip(F.avg_pool2d(x, 2)))
         return self.conv2(h, residual=x if self.skip is None else self.skip(x))
 
 

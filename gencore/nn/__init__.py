@@ -4,7 +4,17 @@ from gencore.nn.attention import SelfAttention2d
 from gencore.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gencore.nn.block import ConvNormAct
 from gencore.nn.conditional import AdaIN, ConditionalBatchNorm2d
-from gencore.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear
+from gencore.nn.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvDownscale2d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    Linear,
+    UpscaleConv2d,
+)
 from gencore.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gencore.nn.stylegan import (
     Blur,
@@ -29,6 +39,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvDownscale2d",
     "ConvNormAct",
     "ConvTranspose1d",
     "ConvTranspose2d",
@@ -48,4 +59,5 @@ __all__ = [
     "SyncBatchNorm",
     "SyncConditionalBatchNorm2d",
     "Upsample2d",
+    "UpscaleConv2d",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import gencore.functional
 from gencore.nn.batchnorm import BatchNorm2d, BatchNorm3d
-from gencore.nn.conv import Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, Linear
+from gencore.nn.conv import Conv2d, Conv3d, ConvDownscale2d, ConvTranspose2d, ConvTranspose3d, Linear, UpscaleConv2d
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Layers:
 
     name: str
     Conv2d: Callable[..., nn.Module]
+    UpscaleConv2d: Callable[..., nn.Module]
+    ConvDownscale2d: Callable[..., nn.Module]
     Conv3d: Callable[..., nn.Module]
     ConvTranspose2d: Callable[..., nn.Module]
     ConvTranspose3d: Callable[..., nn.Module]
@@ -85,6 +87,27 @@ class _ThenActivation(nn.Module):
 class _TorchConv2d(_ThenActivation, nn.Conv2d): ...
 
 
+class _TorchConvOfSameSize(nn.Conv2d):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **options)
+
+
+class _UpscaleConv2d(_TorchConvOfSameSize):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest"))
+
+
+class _ConvDownscale2d(_TorchConvOfSameSize):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.avg_pool2d(super().forward(input), 2)
+
+
+class _TorchUpscaleConv2d(_ThenActivation, _UpscaleConv2d): ...
+
+
+class _TorchConvDownscale2d(_ThenActivation, _ConvDownscale2d): ...
+
+
 class _TorchConv3d(_ThenActivation, nn.Conv3d): ...
 
 
@@ -117,6 +140,8 @@ LAYERS = {
     "torch": Layers(
         name="torch",
         Conv2d=_TorchConv2d,
+        UpscaleConv2d=_TorchUpscaleConv2d,
+        ConvDownscale2d=_TorchConvDownscale2d,
         Conv3d=_TorchConv3d,
         ConvTranspose2d=_TorchConvTranspose2d,
         ConvTranspose3d=_TorchConvTranspose3d,
@@ -128,6 +153,8 @@ LAYERS = {
     "gencore": Layers(
         name="gencore",
         Conv2d=Conv2d,
+        UpscaleConv2d=UpscaleConv2d,
+        ConvDownscale2d=ConvDownscale2d,
         Conv3d=Conv3d,
         ConvTranspose2d=ConvTranspose2d,
         ConvTranspose3d=ConvTranspose3d,

@@ -80,11 +80,13 @@ def kept(make: Callable[..., Any], *arguments: Any) -> Any:
         return make(*arguments)
     key = (make, *map(id, tensors))
     state = [_state(a, a) if isinstance(a, Tensor) else a for a in arguments]
-    state.append(torch.is_inference_mode_enabled())
     found = _made.get(key)
     if found is not None and found[1] == state and all(r() is t for r, t in zip(found[0], tensors, strict=True)):
         return found[2]
-    made = make(*arguments)
+    with torch.inference_mode(False), torch.no_grad():  # what it may be used in, later calls decide
+        made = make(*arguments)
+    if isinstance(made, Tensor):
+        put_to_rest(made)
     _made[key] = ([weakref.ref(t, lambda _: _made.pop(key, None)) for t in tensors], state, made)
     return made
 
