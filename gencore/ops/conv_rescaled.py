@@ -18,7 +18,9 @@ from torch import Tensor
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal
 from gencore.ops._autocast import autocast
 from gencore.ops._checks import check_tensor
+from gencore.ops.bias_act import check_bias
 from gencore.ops.conv import conv2d, conv_transpose2d, refusal, triton_is_slower
+from gencore.ops.conv_checks import check_epilogue
 from gencore.ops.conv_packing import kept
 from gencore.ops.linear import linear
 from gencore.reference.conv import conv_epilogue
@@ -105,6 +107,9 @@ def conv2d_downscale2d(
     """
     input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
     side = _check("conv2d_downscale2d", input, weight)
+    size = input.shape[2] // 2, input.shape[3] // 2
+    check_epilogue("conv2d_downscale2d", input, len(weight), size, scale, residual, activation, slopes)
+    check_bias("conv2d_downscale2d", "bias", bias, input, len(weight))
     chosen = DOWNSCALE.select(impl, input, weight, bias)
     if not _is_fused(chosen, input):
         sums = F.avg_pool2d(conv2d(input, weight, None, 1, side // 2, scale=scale, impl=impl), 2)

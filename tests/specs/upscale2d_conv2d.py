@@ -1,0 +1,6 @@
+"""``upscale2d_conv2d``: both have one spec."""
+
+from gencore import functional as F
+from tests.specs._rescaled import rescaled_spec
+
+SPEC = rescaled_spec(F.upscale2d_conv2d)
