@@ -19,7 +19,15 @@ from torch import Tensor, nn
 import gencore.functional as F
 from gencore.models.registry import register_model
 from gencore.models.resolutions import check_config, resolutions, sample_normal, width
-from gencore.nn import Blur, EqualizedConv2d, FullyConnected, MinibatchStdDev, PixelNorm
+from gencore.nn import (
+    Blur,
+    EqualizedConv2d,
+    EqualizedConvDownscale2d,
+    FullyConnected,
+    MinibatchStdDev,
+    PixelNorm,
+    UpscaleEqualizedConv2d,
+)
 from gencore.nn.layers import Layers, get_layers
 
 # The gain of a LeakyReLU sits in the weights of these networks, and in the activation of StyleGAN2.
@@ -137,12 +145,12 @@ class UpBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, impl: str) -> None:
         super().__init__()
-        self.conv0 = EqualizedConv2d(in_channels, out_channels, 3, activation="lrelu", **HE, impl=impl)
+        self.conv0 = UpscaleEqualizedConv2d(in_channels, out_channels, 3, activation="lrelu", **HE, impl=impl)
         self.conv1 = EqualizedConv2d(out_channels, out_channels, 3, activation="lrelu", **HE, impl=impl)
         self.norm = PixelNorm(impl=impl)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv0(double(x)))
+        x = self.norm(self.conv0(x))
         return self.norm(self.conv1(x))
 
 
@@ -174,17 +182,16 @@ class DownBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, blur: bool, impl: str) -> None:
         super().__init__()
         self.conv0 = EqualizedConv2d(in_channels, in_channels, 3, activation="lrelu", **HE, impl=impl)
-        self.conv1 = EqualizedConv2d(
-            in_channels, out_channels, 3, activation="linear" if blur else "lrelu", **HE, impl=impl
-        )
+        # The mean of four pixels is taken before the bias where the blur comes first, else after the activation.
+        conv = EqualizedConvDownscale2d if blur else EqualizedConv2d
+        self.conv1 = conv(in_channels, out_channels, 3, activation="lrelu", **HE, impl=impl)
         self.blur = Blur((1, 2, 1), impl=impl) if blur else None
-        self.impl = impl
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv0(x)
         if self.blur is None:
             return halve(self.conv1(x))
-        return F.bias_act(halve(self.conv1(self.blur(x))), act="lrelu", gain=1, impl=self.impl)
+        return self.conv1(self.blur(x))
 
 
 class LastBlock(nn.Module):

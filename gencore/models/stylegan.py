@@ -17,7 +17,7 @@ from gencore.models.progan import HE, Discriminator, Growing, ProGANConfig, doub
 from gencore.models.registry import register_model
 from gencore.models.resolutions import check_config, sample_normal
 from gencore.models.styles import MappingNetwork, Noise, StyleGenerator, check_styles
-from gencore.nn import Blur, EqualizedConv2d, FullyConnected, NoiseInjection
+from gencore.nn import Blur, EqualizedConv2d, FullyConnected, NoiseInjection, UpscaleEqualizedConv2d
 from gencore.nn.layers import Layers, get_layers
 
 
@@ -74,7 +74,7 @@ class SynthesisBlock(nn.Module):
         if resolution == 4:
             self.const = nn.Parameter(torch.ones(channels, 4, 4))
         else:
-            self.conv0 = EqualizedConv2d(
+            self.conv0 = UpscaleEqualizedConv2d(
                 config.width(resolution // 2), channels, 3, bias=False, weight_gain=2**0.5, impl=impl
             )
             self.blur = Blur((1, 2, 1), impl=impl)
@@ -83,7 +83,7 @@ class SynthesisBlock(nn.Module):
         self.style1 = Stylize(config, resolution, impl)
 
     def forward(self, x: Tensor | None, styles: Tensor, noise: Noise) -> Tensor:
-        x = self.const.expand(len(styles), -1, -1, -1) if x is None else self.blur(self.conv0(double(x)))
+        x = self.const.expand(len(styles), -1, -1, -1) if x is None else self.blur(self.conv0(x))
         x = self.style0(x, styles[:, 0], noise)
         return self.style1(self.conv1(x), styles[:, 1], noise)
 

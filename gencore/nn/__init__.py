@@ -8,14 +8,18 @@ from gencore.nn.conv import (
     Conv1d,
     Conv2d,
     Conv3d,
-    ConvDownscale2d,
     ConvTranspose1d,
     ConvTranspose2d,
     ConvTranspose3d,
     Linear,
-    UpscaleConv2d,
 )
 from gencore.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from gencore.nn.rescaled import (
+    ConvDownscale2d,
+    EqualizedConvDownscale2d,
+    UpscaleConv2d,
+    UpscaleEqualizedConv2d,
+)
 from gencore.nn.stylegan import (
     Blur,
     Downsample2d,
@@ -46,6 +50,7 @@ __all__ = [
     "ConvTranspose3d",
     "Downsample2d",
     "EqualizedConv2d",
+    "EqualizedConvDownscale2d",
     "FullyConnected",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -60,4 +65,5 @@ __all__ = [
     "SyncConditionalBatchNorm2d",
     "Upsample2d",
     "UpscaleConv2d",
+    "UpscaleEqualizedConv2d",
 ]

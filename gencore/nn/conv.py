@@ -104,46 +104,6 @@ class Conv2d(_Conv, torch.nn.Conv2d):
     dims = 2
 
 
-class _Rescaled(Conv2d):
-    """Arguments and ``state_dict`` of a ``torch.nn.Conv2d`` that keeps the size; what it does on the way is its own."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, **options: Any) -> None:
-        if kernel_size % 2 == 0:
-            raise ValueError(f"{type(self).__name__}: kernel_size must be odd, got {kernel_size}")
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **options)
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        weight, epilogue = self._weighted(self._epilogue())
-        return self._function(input, weight, self.bias, residual=residual, **epilogue)
-
-
-class UpscaleConv2d(_Rescaled):
-    """:func:`gencore.functional.upscale2d_conv2d` as a layer: pixels doubled, then a convolution.
-
-    Args:
-        in_channels, out_channels: of the convolution.
-        kernel_size: odd.
-        options: ``bias``, ``device`` and ``dtype`` of ``torch.nn.Conv2d``; ``activation``, ``negative_slope`` and
-            ``impl`` of :class:`Conv2d`.
-
-    Raises:
-        ValueError: an even kernel, an unknown activation.
-    """
-
-    @property
-    def _function(self) -> Callable[..., Tensor]:
-        return F.upscale2d_conv2d
-
-
-class ConvDownscale2d(_Rescaled):
-    """:func:`gencore.functional.conv2d_downscale2d` as a layer: a convolution, then the mean over 2x2 pixels; arguments
-    of :class:`UpscaleConv2d`."""
-
-    @property
-    def _function(self) -> Callable[..., Tensor]:
-        return F.conv2d_downscale2d
-
-
 class Conv3d(_Conv, torch.nn.Conv3d):
     """``torch.nn.Conv3d`` for ``[N, C, D, H, W]``, with a fused activation; arguments of :class:`Conv2d`."""
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import gencore.functional
 from gencore.nn.batchnorm import BatchNorm2d, BatchNorm3d
-from gencore.nn.conv import Conv2d, Conv3d, ConvDownscale2d, ConvTranspose2d, ConvTranspose3d, Linear, UpscaleConv2d
+from gencore.nn.conv import Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, Linear
+from gencore.nn.rescaled import ConvDownscale2d, UpscaleConv2d
 
 
 @dataclass(frozen=True)

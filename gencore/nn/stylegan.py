@@ -126,14 +126,17 @@ class EqualizedConv2d(nn.Module):
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, out_channels, H up / down, W up / down]``, ``gain`` times as large."""
-        weight = self.weight * self.weight_scale
-        # In one phase a flipped filter costs a copy of the weight; up-sampling takes it as it is only unflipped.
-        y = F.conv2d_resample(
-            x, weight, self.resample_filter, self.up, self.down, self.padding, flip_weight=self.up == 1, impl=self.impl
-        )
+        y = self._convolve(x, self.weight * self.weight_scale)
         if self.bias is None and self.activation == "linear" and self.clamp is None and self.act_gain in (None, 1):
             return y if gain == 1 else y * gain
         return _bias_act(self, y, gain)
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        # In one phase a flipped filter costs a copy of the weight; up-sampling takes it as it is only unflipped.
+        up, flip_weight = self.up, self.up == 1
+        return F.conv2d_resample(
+            x, weight, self.resample_filter, up, self.down, self.padding, flip_weight=flip_weight, impl=self.impl
+        )
 
     def extra_repr(self) -> str:
         out_channels, in_channels, *size = self.weight.shape
