@@ -241,6 +241,21 @@ def test_whatever_a_noted_call_depends_on_is_noticed(
         assert after.shape != before[0].shape or not torch.allclose(after, before[0])
 
 
+def test_weights_that_are_swapped_out_and_in_again(replayed: list[bool]) -> None:
+    """As an average of weights is for an evaluation, past the version counters: panels of either stay right."""
+    block = _block()
+    images = torch.randn(1, 32, 6, 6), torch.randn(1, 32, 8, 8)
+    with torch.no_grad():
+        expected = [block(x) for x in images]
+        weights = block[0].weight.data, torch.randn_like(block[0].weight)
+        block[0].weight.data = weights[1]
+        torch.testing.assert_close(block(images[0]), _in_sequence(block, images[0]), rtol=1e-4, atol=1e-4)
+        block[0].weight.data = weights[0]
+        assert torch.equal(block(images[1]), expected[1])
+        assert torch.equal(block(images[0]), expected[0])
+    assert replayed == [False, False, False, True, False]
+
+
 def test_another_tensor_is_noticed_though_it_looks_the_same() -> None:
     """Where the places that are looked at agree, and the version counters."""
     block = gencore.freeze(

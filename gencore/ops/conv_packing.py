@@ -55,7 +55,8 @@ class Packed:
             return kept[2]
         arguments = (weight, *self.arguments)
         size = ops.conv_packed_bytes(*arguments)
-        reusable = kept is not None and kept[2].numel() == size
+        # Calls that are noted for a weight at rest go on using the panels of what it was: it may become that again.
+        reusable = kept is not None and kept[2].numel() == size and id(self.owner) not in _at_rest
         packed = kept[2] if kept is not None and reusable else weight.new_empty((size,), dtype=torch.uint8)
         ops.conv_pack(*arguments, packed)
         self.kept = (weakref.ref(self.owner, lambda _: _packed_weights.pop(key, None)), state, packed)

@@ -76,10 +76,8 @@ def remember(
     if x.dtype == torch.float16 or workable(x) is not x or any(t.is_inference() for t in given):
         return
     geometry = (stride, padding, dilation, out_size, groups, transposed)
-    shape, channels_last = (
-        (len(x), output_channels(weight, groups, transposed), *out_size),
-        gives_channels_last(x, weight),
-    )
+    channels_last = gives_channels_last(x, weight)
+    shape = (len(x), output_channels(weight, groups, transposed), *out_size)
     vectors = (None if t is None else t.to(compute_dtype(x.dtype)).contiguous() for t in (scale, bias))
     winograd = winograd_scheme(x, weight, *geometry)
     with Packed(weight, groups, not transposed, winograd) as packed:
