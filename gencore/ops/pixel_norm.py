@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gencore import reference
-from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
+from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_floating
 from gencore.ops._layout import is_channels_last
 from gencore.ops._library import define, differentiate, triton_kernel
@@ -86,21 +86,13 @@ def _backward_kernel(call: Any) -> Any:
     return backward
 
 
-# Of fewer elements, such as a batch of latent codes, plain PyTorch was measured to take as long or less.
-_FEW_ELEMENTS = 16384
-
-
-def _cpu_slower(x: Tensor, *args: object, **kwargs: object) -> Reason:
-    return f"{x.numel()} elements are too few to be worth the call" if x.numel() < _FEW_ELEMENTS else None
-
-
 OP = Op(
     "pixel_norm",
     {
         "triton": Implementation(
             lambda x, *args, **kwargs: triton_refusal(x), lambda x, *args, **kwargs: triton_slower(x)
         ),
-        "cpu": Implementation(lambda x, *args, **kwargs: cpu_refusal(x), _cpu_slower),
+        "cpu": Implementation(lambda x, *args, **kwargs: cpu_refusal(x)),
     },
 )
 
