@@ -41,9 +41,8 @@ class Packed:
     """
 
     def __init__(self, weight: Tensor, groups: int, columns_first: bool, winograd: int) -> None:
-        base = weight._base
         self.weight, self.arguments = weight, (groups, columns_first, winograd)
-        self.owner = weight if base is None or base.numel() != weight.numel() else base
+        self.owner = _owner(weight)
         self.key = (id(self.owner), weight.shape, weight.stride(), *self.arguments)
 
     def __enter__(self) -> Tensor:
@@ -87,7 +86,7 @@ def kept(make: Callable[..., Any], *arguments: Any) -> Any:
     with torch.inference_mode(False), torch.no_grad():  # what it may be used in, later calls decide
         made = make(*arguments)
     if isinstance(made, Tensor):
-        put_to_rest(made)
+        put_to_rest(_owner(made))
     _made[key] = ([weakref.ref(t, lambda _: _made.pop(key, None)) for t in tensors], state, made)
     return made
 
@@ -108,6 +107,12 @@ def calls_of(tensor: Tensor) -> dict[Any, Any] | None:
     """Notes that go with a tensor at rest, for as long as it rests; None where it does not."""
     rest = _at_rest.get(id(tensor))
     return None if rest is None else rest.calls
+
+
+def _owner(tensor: Tensor) -> Tensor:
+    """The whole tensor that ``tensor`` is a view of, or itself."""
+    base = tensor._base
+    return tensor if base is None or base.numel() != tensor.numel() else base
 
 
 def _can_rest(tensor: Tensor, recording: bool) -> bool:

@@ -107,10 +107,11 @@ def conv2d_downscale2d(
         ``[N, O, H // 2, W // 2]``: a last row or column that has no pair is left out, as by ``avg_pool2d``.
     """
     input, weight, bias, scale, residual, slopes = autocast(input, weight, bias, scale, residual, slopes)
-    side = _check("conv2d_downscale2d", input, weight)
+    where = "conv2d_downscale2d"
+    side = _check(where, input, weight)
     size = input.shape[2] // 2, input.shape[3] // 2
-    check_epilogue("conv2d_downscale2d", input, len(weight), size, scale, residual, activation, slopes)
-    check_bias("conv2d_downscale2d", "bias", bias, input, len(weight))
+    check_epilogue(where, input, len(weight), size, scale, residual, activation, slopes)
+    check_bias(where, "bias", bias, input, len(weight))
     chosen = DOWNSCALE.select(impl, input, weight, bias)
     if not _is_fused(chosen, input):
         sums = F.avg_pool2d(conv2d(input, weight, None, 1, side // 2, scale=scale, impl=impl), 2)
