@@ -1,5 +1,7 @@
 #include "cpu/upfirdn2d.h"
 
+#include "cpu/fir.h"
+#include "cpu/fir_planes.h"
 #include "gencore/parallel.h"
 #include "gencore/scratch.h"
 #include "gencore/simd.h"
@@ -18,81 +20,6 @@ constexpr int64_t kBlock = 8;
 
 // How far ahead, in elements, input rows are asked for.
 constexpr int64_t kAhead = 1024;
-
-GENCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-GENCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-GENCORE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-GENCORE_INLINE int64_t modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
-
-// Along one axis: outputs o = phase + phases q read inputs base + step q + j through the taps first + j up, j < count.
-struct Phase {
-  int64_t first, base, count;
-};
-struct Axis {
-  int64_t up, down, pad, taps, phases, step;
-
-  Axis(int64_t up, int64_t down, int64_t pad, int64_t taps) : up(up), down(down), pad(pad), taps(taps) {
-    int64_t a = up, b = down;
-    while (b != 0) {
-      const int64_t rest = a % b;
-      a = b;
-      b = rest;
-    }
-    phases = up / a;
-    step = down / a;
-  }
-  Phase phase(int64_t output) const {
-    const int64_t start = output * down - pad, first = modulo(-start, up);
-    return {first, (start + first) / up, first < taps ? ceil_div(taps - first, up) : 0};
-  }
-};
-
-// The outer product that the filter is, if it is one to the precision of C.
-template <class C>
-bool factorize(const Upfirdn2dArgs& args, C* column, C* row) {
-  const int64_t h = args.filter_height, w = args.filter_width;
-  int64_t pivot = 0;
-  for (int64_t i = 1; i < h * w; i++)
-    if (__builtin_fabs(args.taps[i]) > __builtin_fabs(args.taps[pivot])) pivot = i;
-  const double largest = args.taps[pivot], tolerance = __builtin_fabs(largest) * (sizeof(C) == 8 ? 0x1p-51 : 0x1p-23);
-  const int64_t p = pivot / w, q = pivot % w;
-  for (int64_t i = 0; i < h; i++)
-    for (int64_t j = 0; j < w; j++) {
-      const double product = largest == 0 ? 0 : args.taps[i * w + q] * (args.taps[p * w + j] / largest);
-      if (!(__builtin_fabs(product - args.taps[i * w + j]) <= tolerance)) return false;
-    }
-  for (int64_t i = 0; i < h; i++) column[i] = static_cast<C>(args.taps[i * w + q]);
-  for (int64_t j = 0; j < w; j++) row[j] = largest == 0 ? C{0} : static_cast<C>(args.taps[p * w + j] / largest);
-  return true;
-}
-
-// a0 b0 a1 b1 ...
-GENCORE_INLINE void interleave(vfloat a, vfloat b, vfloat* low, vfloat* high) {
-  vint l, h;
-  for (int i = 0; i < kLanes; i++) {
-    l[i] = i / 2 + (i % 2) * kLanes;
-    h[i] = l[i] + kLanes / 2;
-  }
-  *low = __builtin_shuffle(a, b, l);
-  *high = __builtin_shuffle(a, b, h);
-}
-GENCORE_INLINE void interleave(double a, double b, double* low, double* high) {
-  *low = a;
-  *high = b;
-}
-
-// The other way round: the even ones of both, and the odd ones.
-GENCORE_INLINE void separate(vfloat low, vfloat high, vfloat* even, vfloat* odd) {
-  vint e;
-  for (int i = 0; i < kLanes; i++) e[i] = 2 * i;
-  const vfloat a = __builtin_shuffle(low, high, e);
-  *odd = __builtin_shuffle(low, high, e + 1);
-  *even = a;
-}
-GENCORE_INLINE void separate(double low, double high, double* even, double* odd) {
-  *even = low;
-  *odd = high;
-}
 
 template <class T>
 struct Fir {
@@ -122,29 +49,6 @@ struct Fir {
     Term* terms;      // [phase][most_terms]
     int64_t* counts;  // [phase]
   };
-  struct Finish {
-    bool wanted, per_channel;
-    const C *scale, *bias, *noise;
-    C one_scale, one_bias, slope, gain, limit;
-
-    // `index` counts pixels of the row (planar) or channels; `pixel_noise` is the noise where index counts channels.
-    GENCORE_INLINE V operator()(V v, int64_t index, int64_t n, C pixel_noise) const {
-      if (!wanted) return v;
-      if (per_channel) {
-        if (scale) v *= load(scale + index, n);
-        v += pixel_noise;
-        if (bias) v += load(bias + index, n);
-      } else {
-        v = v * one_scale;
-        if (noise) v += load(noise + index, n);
-        v += one_bias;
-      }
-      v = (v < C{0} ? v * slope : v) * gain;
-      const V high = broadcast<V>(limit), low = -high;
-      return v > high ? high : (v < low ? low : v);  // NaN passes
-    }
-  };
-
   explicit Fir(const Upfirdn2dArgs& args)
       : args(args),
         x_axis(args.up_x, args.down_x, args.pad_x, args.filter_width),
@@ -170,6 +74,13 @@ struct Fir {
     separable = factorize(args, column_taps, row_taps);
     if (!separable)
       for (int64_t i = 0; i < args.filter_height * args.filter_width; i++) row_taps[i] = static_cast<C>(args.taps[i]);
+    for (int64_t o = 0; o < args.out_height; o++) rows[o] = y_axis.phase(o);
+    if constexpr (lanes > 1) {
+      if (separable) {
+        const FirPlanes<T> planes(args, x_axis, y_axis, rows, column_taps, row_taps, streaming);
+        if (planes.fits()) return planes.run();
+      }
+    }
     lay_out_rows();
     const int64_t row_elements = args.out_width * channels;
     parallel_for(0, args.images * args.out_height, kGrain / row_elements + 1, [&](int64_t begin, int64_t end) {
@@ -197,7 +108,6 @@ struct Fir {
   }
 
   void lay_out_rows() {
-    for (int64_t o = 0; o < args.out_height; o++) rows[o] = y_axis.phase(o);
     int64_t lowest = 0, highest = args.in_width - 1;
     most_terms = 1;
     for (int64_t r = 0; r < used_phases; r++) {
@@ -257,23 +167,7 @@ struct Fir {
   void spread(C* source, Work& w) const {
     if (x_axis.step == 1 || !planar) return;
     const int64_t step = x_axis.step, part = source_size / step;
-    if (step == 2) {
-      C *even = source + margin / 2, *odd = even + part;
-      int64_t i = 0;
-      for (; i + lanes <= args.in_width / 2; i += lanes) {
-        V low = load(w.line + 2 * i), high = load(w.line + 2 * i + lanes);
-        separate(low, high, &low, &high);
-        store(even + i, low, lanes);
-        store(odd + i, high, lanes);
-      }
-      for (; i < args.in_width / 2; i++) {
-        even[i] = w.line[2 * i];
-        odd[i] = w.line[2 * i + 1];
-      }
-      if (args.in_width % 2) even[args.in_width / 2] = w.line[args.in_width - 1];
-    } else {
-      for (int64_t i = 0; i < args.in_width; i++) source[i % step * part + (margin + i) / step] = w.line[i];
-    }
+    for (int64_t i = 0; i < args.in_width; i++) source[i % step * part + (margin + i) / step] = w.line[i];
   }
 
   void sum_rows(int64_t image, int64_t o, C* source, Work& w) const {
@@ -352,39 +246,19 @@ struct Fir {
       store(y, v, n);
   }
 
-  Finish make_finish(int64_t image, int64_t o) const {
-    const FirEpilogue& e = args.epilogue;
-    Finish f{};
-    f.wanted = e.wanted;
-    if (!e.wanted) return f;
-    f.per_channel = !planar;
-    const int64_t sample = planar ? image / e.channels : image, channel = planar ? image % e.channels : 0;
-    f.scale = e.scale ? static_cast<const C*>(e.scale) + sample * e.channels + channel : nullptr;
-    f.bias = e.bias ? static_cast<const C*>(e.bias) + channel : nullptr;
-    f.noise = e.noise ? static_cast<const C*>(e.noise) + sample * e.noise_batch_stride + o * args.out_width : nullptr;
-    f.one_scale = planar && f.scale ? *f.scale : C{1};
-    f.one_bias = planar && f.bias ? *f.bias : C{0};
-    f.slope = static_cast<C>(e.slope);
-    f.gain = static_cast<C>(e.gain);
-    f.limit = e.clamp < 0 ? static_cast<C>(__builtin_inf()) : static_cast<C>(e.clamp);
-    return f;
-  }
-
   // `from`: where the sums lie behind those that the terms point to.
   void filter_row(int64_t image, int64_t o, int64_t from, Work& w) const {
-    const Finish finish = make_finish(image, o);
+    const Finish<C> finish(args, planar, image, o);
     T* y = static_cast<T*>(args.y) + (image * args.out_height + o) * args.out_width * channels;
     if (!planar)
       filter_pixels(finish, y, from, w);
     else if (x_axis.phases == 1)
       filter_one_phase(finish, y, from, w);
-    else if (x_axis.phases == 2)
-      filter_two_phases(finish, y, from, w);
     else
       filter_phases(finish, y, from, w);
   }
 
-  void filter_one_phase(const Finish& finish, T* y, int64_t from, const Work& w) const {
+  void filter_one_phase(const Finish<C>& finish, T* y, int64_t from, const Work& w) const {
     const int64_t size = args.out_width * channels, count = w.counts[0];
     int64_t i = 0;
     for (; i + 4 * lanes <= size; i += 4 * lanes) {
@@ -400,31 +274,7 @@ struct Fir {
     }
   }
 
-  void filter_two_phases(const Finish& finish, T* y, int64_t from, const Work& w) const {
-    const int64_t size = args.out_width;
-    const Term* odd_terms = w.terms + most_terms;
-    int64_t i = 0;
-    for (; i + 4 * lanes <= size; i += 4 * lanes) {
-      V even[2], odd[2], out[4];
-      add_up(w.terms, w.counts[0], from + i / 2, even);
-      add_up(odd_terms, w.counts[1], from + i / 2, odd);
-      interleave(even[0], odd[0], &out[0], &out[1]);
-      interleave(even[1], odd[1], &out[2], &out[3]);
-      for (int j = 0; j < 4; j++) put(y + i + j * lanes, finish(out[j], i + j * lanes, lanes, C{0}), lanes);
-    }
-    for (; i < size; i += 2 * lanes) {
-      V even[1], odd[1], out[2];
-      add_up(w.terms, w.counts[0], from + i / 2, even);
-      add_up(odd_terms, w.counts[1], from + i / 2, odd);
-      interleave(even[0], odd[0], &out[0], &out[1]);
-      for (int j = 0; j < 2 && i + j * lanes < size; j++) {
-        const int64_t at = i + j * lanes, n = smaller(lanes, size - at);
-        put(y + at, finish(out[j], at, n, C{0}), n);
-      }
-    }
-  }
-
-  void filter_phases(const Finish& finish, T* y, int64_t from, const Work& w) const {
+  void filter_phases(const Finish<C>& finish, T* y, int64_t from, const Work& w) const {
     const int64_t size = args.out_width;
     for (int64_t o = 0; o < size; o++) {
       const int64_t r = o % x_axis.phases, q = o / x_axis.phases;
@@ -441,7 +291,7 @@ struct Fir {
     }
   }
 
-  void filter_pixels(const Finish& finish, T* y, int64_t from, const Work& w) const {
+  void filter_pixels(const Finish<C>& finish, T* y, int64_t from, const Work& w) const {
     for (int64_t o = 0; o < args.out_width; o++, y += channels) {
       const int64_t r = o % x_axis.phases, offset = from + o / x_axis.phases * x_axis.step * channels;
       const Term* terms = w.terms + r * most_terms;
