@@ -1,4 +1,4 @@
-"""First and second derivatives against finite differences in float64, and the registration of every raw op."""
+"""First, second and third derivatives against finite differences in float64, and the registration of every raw op."""
 
 from __future__ import annotations
 
@@ -55,6 +55,24 @@ def test_gradgradcheck(spec: OpSpec, target: Target) -> None:
     for sample in _small_samples(spec):
         function, inputs = _function(spec, target, sample)
         assert gradgradcheck(function, inputs, **_tolerance(target)), sample.name
+
+
+@pytest.mark.float64_only
+@pytest.mark.second_order
+@pytest.mark.kernels_only
+def test_third_derivatives(spec: OpSpec, target: Target) -> None:
+    """Of a loss whose gradient at the results depends on them: what the backward is given was itself made from x."""
+    for sample in _small_samples(spec):
+        function, inputs = _function(spec, target, sample)
+
+        def curvature(*values: Tensor, function: Any = function, keep: bool = True) -> tuple[Tensor, ...]:
+            loss = sum(y.square().sum() for y in function(*values) if y.requires_grad)
+            grads = torch.autograd.grad(loss, values, create_graph=True, materialize_grads=True)
+            size = sum(g.square().sum() for g in grads)
+            return torch.autograd.grad(size, values, create_graph=keep, materialize_grads=True)
+
+        torch.testing.assert_close(curvature(*inputs), curvature(*inputs, keep=False), msg=f"{sample.name}: second")
+        assert gradcheck(curvature, inputs, rtol=1e-3, atol=1e-5, fast_mode=True), sample.name
 
 
 class _RawCalls(TorchDispatchMode):

@@ -41,9 +41,10 @@ Activation activation_of(int64_t index) {
 }
 
 // Floats (doubles for float64) for partial sums and constants.
-std::vector<char> workspace(Dtype dtype, const Problem& problem) {
-  return std::vector<char>(problem.instances * batch_norm_walk(problem.shape, problem.samples).workspace() *
-                           compute_size_of(dtype));
+std::vector<char> workspace(Dtype dtype, const Problem& problem, bool doubled = false) {
+  const BatchNormWalk walk = batch_norm_walk(problem.shape, problem.samples);
+  const int64_t size = doubled ? walk.double_backward_workspace() : walk.workspace();
+  return std::vector<char>(problem.instances * size * compute_size_of(dtype));
 }
 
 void forward(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
@@ -110,6 +111,47 @@ void backward(const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>
                                partial.data()});
 }
 
+// Of a backward through the batch's own statistics.
+void double_backward(const Tensor& cotangent, const std::optional<Tensor>& weight_cotangent,
+                     const std::optional<Tensor>& bias_cotangent, const Tensor& grad_y, const Tensor& x,
+                     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& mean,
+                     const Tensor& var, bool per_sample, bool instance, double eps, int64_t activation,
+                     double negative_slope, bool channels_last, Tensor grad_grad_y, Tensor grad_x, Tensor grad_weight) {
+  const Dtype dtype = dtype_of(x, "x");
+  const ScalarType type = compute_type(x.scalar_type());
+  const Problem problem = problem_of(x, per_sample, instance, channels_last);
+  check_like(x, "x", x);
+  check_like(cotangent, "cotangent", x);
+  check_like(grad_y, "grad_y", x);
+  check_like(grad_grad_y, "grad_grad_y", x);
+  check_like(grad_x, "grad_x", x);
+  check_dense(mean, "mean", type, problem.statistics());
+  check_dense(var, "var", type, problem.statistics());
+  check_dense(grad_weight, "grad_weight", type, problem.affine());
+  const Activation kind = activation_of(activation);
+  STD_TORCH_CHECK(kind == Activation::identity || kind == Activation::relu || kind == Activation::leaky_relu,
+                  "the activation must be identity, relu or leaky_relu");
+  BatchNormActDoubleBackwardArgs args{};
+  args.cotangent = cotangent.const_data_ptr();
+  args.weight_cotangent = optional_affine(weight_cotangent, "weight_cotangent", type, problem.affine());
+  args.bias_cotangent = optional_affine(bias_cotangent, "bias_cotangent", type, problem.affine());
+  args.grad_y = grad_y.const_data_ptr();
+  args.x = x.const_data_ptr();
+  args.weight = optional_affine(weight, "weight", type, problem.affine());
+  args.bias = optional_affine(bias, "bias", type, problem.affine());
+  args.mean = mean.const_data_ptr();
+  args.var = var.const_data_ptr();
+  args.grad_grad_y = grad_grad_y.mutable_data_ptr();
+  args.grad_x = grad_x.mutable_data_ptr();
+  args.grad_weight = grad_weight.mutable_data_ptr();
+  args.shape = problem.shape, args.samples = problem.samples, args.instances = problem.instances;
+  args.eps = eps, args.activation = kind, args.negative_slope = negative_slope, args.dtype = dtype;
+  if (x.numel() == 0) return;
+  std::vector<char> partial = workspace(dtype, problem, true);
+  args.workspace = partial.data();
+  run_batch_norm_act_double_backward(args);
+}
+
 }  // namespace
 
 }  // namespace gencore
@@ -124,9 +166,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
       "Tensor var, bool training, bool per_sample, bool instance, float eps, int activation, float negative_slope, "
       "bool channels_last, "
       "Tensor(a!) grad_x, Tensor(b!)? grad_residual, Tensor(c!) grad_weight, Tensor(d!) grad_bias) -> ()");
+  m.def(
+      "batch_norm_act_double_backward(Tensor cotangent, Tensor? weight_cotangent, Tensor? bias_cotangent, "
+      "Tensor grad_y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, bool per_sample, bool instance, "
+      "float eps, int activation, float negative_slope, bool channels_last, "
+      "Tensor(a!) grad_grad_y, Tensor(b!) grad_x, Tensor(c!) grad_weight) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gencore_c, CPU, m) {
   m.impl("batch_norm_act", TORCH_BOX(&gencore::forward));
   m.impl("batch_norm_act_backward", TORCH_BOX(&gencore::backward));
+  m.impl("batch_norm_act_double_backward", TORCH_BOX(&gencore::double_backward));
 }

@@ -48,6 +48,8 @@ struct BatchNormWalk {
   int64_t chunks() const { return samples * sample_chunks(); }
   // Two partial results for each column of each chunk, three constants a column, and two a column and sample.
   int64_t workspace() const { return (2 * chunks() + 3 + 2 * samples) * shape.channels; }
+  // Five partial results, and four constants a column, and four a column and sample.
+  int64_t double_backward_workspace() const { return (5 * chunks() + 4 + 4 * samples) * shape.channels; }
 };
 
 inline __attribute__((always_inline)) BatchNormWalk batch_norm_walk(const BatchNormShape& shape, int64_t samples) {
@@ -100,7 +102,32 @@ struct BatchNormActBackwardArgs {
   void* workspace;  // instances * batch_norm_walk(shape, samples).workspace() of C
 };
 
+// The cotangents are those of the backward's results; the activation is none, ReLU or leaky ReLU.
+struct BatchNormActDoubleBackwardArgs {
+  const void* cotangent;         // of grad_x, like x
+  const void* weight_cotangent;  // of grad_weight, or null: 0
+  const void* bias_cotangent;    // of grad_bias, or null: 0
+  const void* grad_y;
+  const void* x;
+  const void* weight;
+  const void* bias;
+  const void* mean;
+  const void* var;
+  void* grad_grad_y;
+  void* grad_x;
+  void* grad_weight;  // [instances, samples, channels] of C
+  BatchNormShape shape;
+  int64_t samples;
+  int64_t instances;
+  double eps;
+  Activation activation;
+  double negative_slope;
+  Dtype dtype;
+  void* workspace;  // instances * batch_norm_walk(shape, samples).double_backward_workspace() of C
+};
+
 }  // namespace gencore
 
 GENCORE_DECLARE_KERNEL(batch_norm_act, const BatchNormActArgs&)
 GENCORE_DECLARE_KERNEL(batch_norm_act_backward, const BatchNormActBackwardArgs&)
+GENCORE_DECLARE_KERNEL(batch_norm_act_double_backward, const BatchNormActDoubleBackwardArgs&)

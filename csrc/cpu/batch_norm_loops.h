@@ -34,12 +34,12 @@ GENCORE_INLINE void for_each_run(const BatchNormShape& shape, int64_t channel, i
 constexpr int64_t kRows = 16;
 
 // body<vectors>(column, n, first, last) for the column tiles of rows [begin, end) (inner == 1), kRows rows at a time,
-// of up to eight vectors, whose sums stay in registers.
-template <int lanes, class Body>
+// of up to `wide` vectors, whose sums stay in registers.
+template <int lanes, int wide = 8, class Body>
 GENCORE_INLINE void for_each_tile_of_rows(int64_t channels, int64_t begin, int64_t end, const Body& body) {
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t last = first + kRows < end ? first + kRows : end;
-    for_each_column_tile<lanes, 8>(channels, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
+    for_each_column_tile<lanes, wide>(channels, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
       body.template operator()<vectors>(column, n, first, last);
     });
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -15,6 +16,13 @@ def is_channels_last(x: Tensor) -> bool:
 def workable(x: Tensor) -> Tensor:
     """``x`` itself if contiguous or channels_last, else a contiguous copy."""
     return x if is_channels_last(x) else x.contiguous()
+
+
+def laid_out(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    """``tensor`` with the strides of ``like``, a copy only where they differ."""
+    if tensor is None or tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like).copy_(tensor)
 
 
 def empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:

@@ -239,7 +239,7 @@ def differentiate(
         return _differentiate_in_transform(function, inputs, grad_outputs)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [x if x is None or (create_graph and x.requires_grad) else x.detach().requires_grad_() for x in inputs]
+        leaves = [_leaf(x, create_graph) for x in inputs]
         outputs = function(*leaves)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         pairs = [
@@ -260,6 +260,14 @@ def differentiate(
             )
         )
     return [None if x is None else next(grads) for x in leaves]
+
+
+def _leaf(x: Tensor | None, create_graph: bool) -> Tensor | None:
+    """``x`` for :func:`differentiate`, with its history where the result is to be differentiated again. As an alias:
+    one input may have been made from another, and what flows through there is not the function's own derivative."""
+    if x is None or not (create_graph and x.requires_grad):
+        return x if x is None else x.detach().requires_grad_()
+    return x.view_as(x)
 
 
 def _differentiate_in_transform(

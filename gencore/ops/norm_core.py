@@ -16,8 +16,9 @@ from gencore import reference
 from gencore.dispatch import Implementation, Op, Reason, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._activation import ACTIVATIONS
 from gencore.ops._checks import check_device, check_shape, check_tensor, compute_dtype
-from gencore.ops._layout import is_channels_last, workable
+from gencore.ops._layout import is_channels_last, laid_out, workable
 from gencore.ops._library import define, differentiate, triton_kernel
+from gencore.ops.norm_double_backward import affine_like, double_backward, has_kernel
 
 
 def norm_op(name: str, least: int = 0) -> Op:
@@ -120,18 +121,6 @@ def _to(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 # --- implementations -------------------------------------------------------------------------------------------------
 
 
-def _laid_out(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    """``tensor`` with the strides of ``like``, a copy only where they differ."""
-    if tensor is None or tensor.stride() == like.stride():
-        return tensor
-    return torch.empty_like(like).copy_(tensor)
-
-
-def _affine_like(weight: Tensor | None, bias: Tensor | None, mean: Tensor) -> Tensor:
-    """A tensor with the shape of weight and bias, be they there or not."""
-    return next((v for v in (weight, bias) if v is not None), mean)
-
-
 def _forward_kernel(call: Any) -> Any:
     def forward(
         x: Tensor,
@@ -153,13 +142,13 @@ def _forward_kernel(call: Any) -> Any:
         used = batch_mean if mean is None else mean
         call()(
             dense,
-            _laid_out(residual, dense),
+            laid_out(residual, dense),
             weight,
             bias,
             used,
             batch_var if var is None else var,
             mean is None or var is None,
-            _affine_like(weight, bias, used).dim() == 2,
+            affine_like(weight, bias, used).dim() == 2,
             instance,
             eps,
             ACTIVATIONS[activation],
@@ -191,12 +180,12 @@ def _backward_kernel(call: Any) -> Any:
         grad_x = torch.empty_like(dense)
         wants_residual = residual is not None and activation != "identity"
         grad_residual = torch.empty_like(dense) if wants_residual else None
-        affine = _affine_like(weight, bias, mean)
+        affine = affine_like(weight, bias, mean)
         grad_weight, grad_bias = torch.zeros_like(affine), torch.zeros_like(affine)
         call()(
-            _laid_out(grad_y, dense),
+            laid_out(grad_y, dense),
             dense,
-            _laid_out(residual, dense),
+            laid_out(residual, dense),
             weight,
             bias,
             mean,
@@ -264,7 +253,7 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wants_residual = residual is not None and activation != "identity"
     grad_residual = torch.empty_like(x) if wants_residual else x.new_empty((0,))
-    affine = _affine_like(weight, bias, mean)
+    affine = affine_like(weight, bias, mean)
     return torch.empty_like(x), torch.empty_like(affine), torch.empty_like(affine), grad_residual
 
 
@@ -293,13 +282,17 @@ def _differentiate_forward(ctx: Any, grad_y: Tensor, _mean: Any, _var: Any) -> A
 
 
 def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
-    *tensors, ctx.training, instance, eps, activation, negative_slope, _ = inputs
+    *tensors, ctx.training, instance, eps, activation, negative_slope, ctx.impl = inputs
     ctx.config = instance, eps, activation, negative_slope
     ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate_backward(ctx: Any, *grad_outputs: Any) -> Any:
     grad_y, x, residual, weight, bias, mean, var = ctx.saved_tensors
+    if ctx.training and residual is None and has_kernel(ctx.impl, ctx.config[2], grad_outputs[0]):
+        grads = double_backward(grad_outputs[:3], grad_y, x, weight, bias, mean, var, *ctx.config)
+        return (*grads[:2], None, *grads[2:], *[None] * 11)
 
     def formula(*inputs: Any) -> tuple[Tensor, ...]:
         arguments = (*inputs, mean, var, ctx.training, *ctx.config)
