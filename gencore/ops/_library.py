@@ -166,6 +166,9 @@ def _shortcut(op: Any, kernel: Callable[..., Any], formula: Callable[..., Any] |
     return call
 
 
+_VMAP = torch._C._dispatch_key_parse("VmapMode")
+
+
 def is_watched() -> bool:
     """Whether a compiler, a mode, torch.func, a tracer, forward-mode differentiation or a profiler is at work."""
     if torch.compiler.is_compiling():
@@ -178,6 +181,7 @@ def is_watched() -> bool:
         or c._get_tracing_state() is not None
         or forward_ad._current_level >= 0
         or c._autograd._profiler_enabled()
+        or c._dispatch_tls_is_dispatch_key_included(_VMAP)  # torch.autograd's own, of is_grads_batched
     )
 
 
