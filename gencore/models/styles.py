@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import gencore.functional as F
 from gencore.models.resolutions import resolutions
 from gencore.nn import FullyConnected
+from gencore.nn.noise import standard_normal
 
 # Section 3.1 and figure 5: which resolutions' styles to copy for a pose, for a face, for colours.
 STYLE_GROUPS = {"coarse": (4, 8), "middle": (16, 32), "fine": (64, 1024)}
@@ -162,8 +163,7 @@ class Noise:
             return None
         if self.kind == "const":
             return constant[None, None]
-        shape = (count, 1, *constant.shape)
-        return torch.randn(shape, dtype=constant.dtype, device=constant.device, generator=self.generator)
+        return standard_normal((count, 1, *constant.shape), constant, self.generator)
 
 
 class StyleGenerator(nn.Module):

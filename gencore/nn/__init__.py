@@ -14,6 +14,7 @@ from gencore.nn.conv import (
     Linear,
 )
 from gencore.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from gencore.nn.noise import NoiseInjection
 from gencore.nn.rescaled import (
     ConvDownscale2d,
     EqualizedConvDownscale2d,
@@ -27,7 +28,6 @@ from gencore.nn.stylegan import (
     FullyConnected,
     MinibatchStdDev,
     ModulatedConv2d,
-    NoiseInjection,
     PixelNorm,
     Upsample2d,
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import gencore.functional as F
-from gencore.ops._checks import check_tensor
+from gencore.nn.noise import standard_normal
 from gencore.ops.bias_act import ACTIVATIONS
 
 Taps = Sequence[float] | Sequence[Sequence[float]] | Tensor | None
@@ -240,7 +240,7 @@ class ModulatedConv2d(nn.Module):
         size = (x.shape[0], 1, x.shape[2] * self.up, x.shape[3] * self.up)
         match noise:
             case "random":
-                return torch.randn(size, generator=generator, device=x.device, dtype=x.dtype)
+                return standard_normal(size, x, generator)
             case "const":
                 return self.noise_const
             case "none":
@@ -252,43 +252,6 @@ class ModulatedConv2d(nn.Module):
         text = f"{in_channels}, {out_channels}, kernel_size={tuple(size)}, activation={self.activation!r}"
         text += f", demodulate={self.demodulate}"
         return text + (f", up={self.up}" if self.up > 1 else "")
-
-
-class NoiseInjection(nn.Module):
-    """``x + weight_c noise``, one noise image for all channels, one learned weight each (StyleGAN); 0 at first.
-
-    Args:
-        channels: of x.
-    """
-
-    def __init__(self, channels: int, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """``noise``: ``[N or 1, 1, H, W]`` or ``[H, W]``; None: standard normal, drawn by ``generator``.
-
-        Raises:
-            TypeError: the noise is no tensor.
-            RuntimeError: x has another number of channels, or the noise another shape.
-        """
-        channels = self.weight.numel()
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise RuntimeError(f"NoiseInjection: x must have shape [N, {channels}, H, W], got {tuple(x.shape)}")
-        if noise is None:
-            shape = (x.shape[0], 1, *x.shape[2:])
-            noise = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
-        check_tensor("NoiseInjection", "noise", noise)
-        n, _, h, w = x.shape
-        noise = noise[None, None] if noise.dim() == 2 else noise
-        if noise.shape[1:] != (1, h, w) or (noise.shape[0] != n and noise.shape[0] != 1):
-            raise RuntimeError(
-                f"NoiseInjection: noise must have shape [{n} or 1, 1, {h}, {w}] or [{h}, {w}], got {tuple(noise.shape)}"
-            )
-        return torch.addcmul(x, noise.to(x.dtype), self.weight[:, None, None].to(x.dtype))
-
-    def extra_repr(self) -> str:
-        return str(self.weight.numel())
 
 
 class MinibatchStdDev(nn.Module):

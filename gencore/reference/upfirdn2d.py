@@ -54,8 +54,8 @@ def conv2d_resample(
 
 
 def filter_size(f: Tensor | None) -> tuple[int, int]:
-    """Width and height."""
-    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+    """Width and height: numbers, though ``torch.jit.trace`` has tensors for sizes."""
+    return (1, 1) if f is None else (int(f.shape[-1]), int(f.shape[0]))
 
 
 def resample_padding(f: Tensor | None, up: int, down: int, padding: Sequence[int]) -> list[int]:
