@@ -155,9 +155,9 @@ def _triton_refusal(query: Tensor, *args: object, **kwargs: object) -> Reason:
 
 
 # On two cores with AVX-512 PyTorch was measured to be faster where the matrix of weights of one entry of the batch is
-# smaller than the first, and stays in the cache; and with MKL at home, where values are so wide that the products of
-# matrices are all that counts: in training, and from the second width on in any case. So many weights in all cost no
-# more than 32 MiB; beyond them, what was measured to be faster would be paid for in memory.
+# smaller than the first, and stays in the cache (in training, and with MKL at home); and with MKL at home, where values
+# are so wide that the products of matrices are all that counts: in training, and from the second width on in any case.
+# So many weights in all cost no more than 32 MiB; beyond them, what was measured to be faster would be paid for in memory.
 _FEW_WEIGHTS = 1 << 17
 _WIDE_VALUES, _WIDEST_VALUES = 256, 512
 _MOST_WEIGHTS = 1 << 23
@@ -165,9 +165,9 @@ _MOST_WEIGHTS = 1 << 23
 
 def _cpu_slower(query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Reason:
     weights, width = query.shape[-2] * key.shape[-2], value.shape[-1]
-    if weights < _FEW_WEIGHTS:
-        return f"a matrix of {weights} weights stays in the cache"
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    if weights < _FEW_WEIGHTS and (recorded or MKL_RUNS_AT_FULL_SPEED):
+        return f"a matrix of {weights} weights stays in the cache"
     wide = width >= (_WIDE_VALUES if recorded else _WIDEST_VALUES)
     few = query.shape[:-2].numel() * weights <= _MOST_WEIGHTS
     if MKL_RUNS_AT_FULL_SPEED and query.dtype == torch.float32 and wide and few:

@@ -20,7 +20,8 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     def plain(*args: P.args, **kwargs: P.kwargs) -> R:
         x = args[0]
         assert isinstance(x, Tensor)
-        if x.is_meta:  # which has no autocast
+        # Where it is off, which is all that is asked for; and a meta tensor has no autocast.
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return function(*args, **kwargs)
         with torch.autocast(x.device.type, enabled=False):
             return function(*args, **kwargs)

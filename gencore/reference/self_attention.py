@@ -61,7 +61,8 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
 def attention_weights(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
     """softmax(scale Q K^T) over the keys, in float32 (float64 for float64)."""
     compute = _compute(query)
-    return torch.softmax(scale * (query.to(compute) @ key.to(compute).mT), -1)
+    scores = query.to(compute) @ key.to(compute).mT
+    return torch.softmax(scores if scale == 1.0 else scale * scores, -1)
 
 
 def _compute(x: Tensor) -> torch.dtype:
