@@ -157,7 +157,8 @@ def _triton_refusal(query: Tensor, *args: object, **kwargs: object) -> Reason:
 # On two cores with AVX-512 PyTorch was measured to be faster where the matrix of weights of one entry of the batch is
 # smaller than the first, and stays in the cache (in training, and with MKL at home); and with MKL at home, where values
 # are so wide that the products of matrices are all that counts: in training, and from the second width on in any case.
-# So many weights in all cost no more than 32 MiB; beyond them, what was measured to be faster would be paid for in memory.
+# So many weights in all cost no more than 32 MiB; beyond them, what was measured to be faster would be paid for in
+# memory.
 _FEW_WEIGHTS = 1 << 17
 _WIDE_VALUES, _WIDEST_VALUES = 256, 512
 _MOST_WEIGHTS = 1 << 23
