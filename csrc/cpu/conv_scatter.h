@@ -82,7 +82,7 @@ struct ScatterForward {
     w.filter_rows = arena.take<FilterRow>(layout.filter_rows);
     w.sums = arena.take<float>(band_sums() + kLanes);
     w.products = arena.take<float>(kChunk * layout.width());
-    w.rows = arena.take<const float*>(kChunk);
+    w.rows = arena.take<const float*>(kChunk + kMaxRows);
     if (!args.x_channels_last) w.staged_x = arena.take<float>(kChunk * shape.in_channels);
     w.line = arena.take<float>(width * columns() + kLanes);
     if (args.residual) w.residual = arena.take<float>(width * columns() + kLanes);
@@ -103,14 +103,15 @@ struct ScatterForward {
       transpose(x + pixel, plane, w.staged_x, channels, channels, count);
       rows = w.staged_x;
     }
-    for (int64_t i = 0; i < count; i++) w.rows[i] = rows + i * channels;
+    // Behind the chunk lies the next one, if there is one: a row is never read there, only asked for.
+    for (int64_t i = 0; i < count + kMaxRows; i++) w.rows[i] = rows + i * channels;
     for (int64_t part = 0; part < count; part += kPart) {
       Epilogue<float> e{};
       for (int64_t b = 0; b < layout.blocks(); b++) {
         const int64_t width = layout.vectors(b) * kLanes;
         const Segment<float> segment{w.rows + part, panels + layout.offset(b) * channels, nullptr, 0, channels};
         e.partial = w.products + kChunk * layout.offset(b) + part * width;
-        run_block<float, false>(&segment, 1, smaller(kPart, count - part), layout.vectors(b), e);
+        run_block<float, false, true>(&segment, 1, smaller(kPart, count - part), layout.vectors(b), e);
       }
     }
   }

@@ -85,12 +85,12 @@ GENCORE_INLINE V apply_simple_activation(const Epilogue<T>& e, V v, int column) 
   }
 }
 
-template <class T, bool native, int MR, int NV>
+template <class T, bool native, int MR, int NV, bool ahead>
 void run_tile(const Segment<T>* segments, int64_t count, int64_t pixel, const Epilogue<T>& e) {
   using V = typename Tile<T>::V;
   constexpr int lanes = Tile<T>::lanes, width = NV * lanes;
   V sum[MR][NV];
-  multiply_segments<T, native, MR, NV>(segments, count, pixel, e.longest_run, sum);
+  multiply_segments<T, native, MR, NV, ahead>(segments, count, pixel, e.longest_run, sum);
   if (e.resume) {
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++)
@@ -142,31 +142,31 @@ void finish_rows(const Epilogue<T>& e, int64_t pixels, int vectors) {
   }
 }
 
-template <class T, bool native, int MR, int NV>
+template <class T, bool native, int MR, int NV, bool ahead>
 void run_rows(const Segment<T>* segments, int64_t count, int64_t pixels, const Epilogue<T>& e) {
   if constexpr (MR > 0) {
     int64_t pixel = 0;
     if constexpr (MR == tile_rows(NV))
-      for (; pixel + MR <= pixels; pixel += MR) run_tile<T, native, MR, NV>(segments, count, pixel, e);
+      for (; pixel + MR <= pixels; pixel += MR) run_tile<T, native, MR, NV, ahead>(segments, count, pixel, e);
     else if (pixels % tile_rows(NV) == MR)
-      run_tile<T, native, MR, NV>(segments, count, pixels - MR, e);
-    run_rows<T, native, MR - 1, NV>(segments, count, pixels, e);
+      run_tile<T, native, MR, NV, ahead>(segments, count, pixels - MR, e);
+    run_rows<T, native, MR - 1, NV, ahead>(segments, count, pixels, e);
   }
 }
 
-// All pixels of a list against one block of columns.
-template <class T, bool native>
+// All pixels of a list against one block of columns. `ahead`: see multiply_segment; kMaxRows more pointers follow.
+template <class T, bool native, bool ahead = false>
 void run_block(const Segment<T>* segments, int64_t count, int64_t pixels, int vectors, const Epilogue<T>& e) {
   switch (vectors) {
     case 1:
-      return run_rows<T, native, tile_rows(1), 1>(segments, count, pixels, e);
+      return run_rows<T, native, tile_rows(1), 1, ahead>(segments, count, pixels, e);
     case 2:
-      return run_rows<T, native, tile_rows(2), 2>(segments, count, pixels, e);
+      return run_rows<T, native, tile_rows(2), 2, ahead>(segments, count, pixels, e);
 #if defined(__AVX512F__)
     case 3:
-      return run_rows<T, native, tile_rows(3), 3>(segments, count, pixels, e);
+      return run_rows<T, native, tile_rows(3), 3, ahead>(segments, count, pixels, e);
     case 4:
-      return run_rows<T, native, tile_rows(4), 4>(segments, count, pixels, e);
+      return run_rows<T, native, tile_rows(4), 4, ahead>(segments, count, pixels, e);
 #endif
   }
 }

@@ -125,7 +125,10 @@ struct Segment {
   int64_t length;
 };
 
-template <class T, bool native, int MR, int NV>
+// `ahead`: the rows come from memory and are read this once, so those of the next tile, whose pointers follow, are
+// asked for meanwhile: one line a step, for a processor that sees as many streams as there are rows and no order in
+// them.
+template <class T, bool native, int MR, int NV, bool ahead = false>
 GENCORE_INLINE void multiply_segment(const T* const* rows, int64_t offset, int64_t length, const T* panel,
                                      typename Tile<T>::V (&sum)[MR][NV]) {
   using V = typename Tile<T>::V;
@@ -135,6 +138,7 @@ GENCORE_INLINE void multiply_segment(const T* const* rows, int64_t offset, int64
   for (int i = 0; i < MR; i++) a[i] = rows[i] + offset;
   if constexpr (Tile<T>::pack == 1) {
     for (int64_t k = 0; k < length; k++) {
+      if constexpr (ahead) __builtin_prefetch(rows[MR + k % 16 * MR / 16] + offset + k / 16 * 16);
       V b[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j++) b[j] = load_vector<V>(panel + k * width + j * Tile<T>::lanes);
@@ -179,7 +183,7 @@ GENCORE_INLINE void multiply_segment(const T* const* rows, int64_t offset, int64
 constexpr int64_t kRun = 128;
 
 // sum = the product over all segments, for rows [pixel, pixel + MR), in runs of `longest`.
-template <class T, bool native, int MR, int NV>
+template <class T, bool native, int MR, int NV, bool ahead = false>
 GENCORE_INLINE void multiply_segments(const Segment<T>* segments, int64_t count, int64_t pixel, int64_t longest,
                                       typename Tile<T>::V (&sum)[MR][NV]) {
   using V = typename Tile<T>::V;
@@ -210,8 +214,8 @@ GENCORE_INLINE void multiply_segments(const Segment<T>* segments, int64_t count,
         has_total = true;
         run = 0;
       }
-      multiply_segment<T, native, MR, NV>(rows, segment.offset + k, length, segment.panel + k * NV * Tile<T>::lanes,
-                                          sum);
+      multiply_segment<T, native, MR, NV, ahead>(rows, segment.offset + k, length,
+                                                 segment.panel + k * NV * Tile<T>::lanes, sum);
       run += length;
     }
   }
