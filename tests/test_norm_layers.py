@@ -36,6 +36,16 @@ def test_instance_norm_behaves_as_torch_nn(dim, kwargs):
     assert repr(ours) == repr(theirs)
 
 
+def test_instance_norm_takes_statistics_of_another_precision():
+    torch.manual_seed(0)
+    ours, theirs = (module.InstanceNorm2d(3, track_running_stats=True).double() for module in (gencore.nn, torch.nn))
+    x = torch.randn(2, 3, 5, 4) * 2 + 1
+    for training in (True, False):
+        ours.train(training), theirs.train(training)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-5, atol=1e-6)
+
+
 def test_instance_norm_activation_and_residual():
     torch.manual_seed(0)
     layer = gencore.nn.InstanceNorm2d(5, affine=True, activation="leaky_relu", negative_slope=0.2)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import gencore.functional as F
 from gencore.ops._activation import check_activation
+from gencore.ops._checks import compute_dtype
 
 
 class _InstanceNormAct(torch.nn.modules.instancenorm._InstanceNorm):
@@ -53,9 +54,12 @@ class _InstanceNormAct(torch.nn.modules.instancenorm._InstanceNorm):
             "impl": self.impl,
         }
         if self.track_running_stats and not self.training:
-            return F.batch_norm_act(
-                input, self.weight, self.bias, self.running_mean, self.running_var, training=False, **epilogue
-            )
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            # In a precision of their own, as PyTorch's instance norm takes them and its batch norm does not.
+            compute = compute_dtype(input.dtype)
+            mean, var = self.running_mean.to(compute), self.running_var.to(compute)
+            return F.batch_norm_act(input, self.weight, self.bias, mean, var, training=False, **epilogue)
         if self.track_running_stats:
             self._track(input.detach())
         return F.instance_norm_act(input, self.weight, self.bias, **epilogue)
