@@ -2,14 +2,12 @@
 #pragma once
 
 #include "cpu/conv.h"
+#include "gencore/integers.h"
 #include "gencore/tasks.h"
 #include "gencore/tile.h"
 
 namespace gencore::GENCORE_ISA {
 
-GENCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-GENCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-GENCORE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 GENCORE_INLINE int64_t product(const int64_t (&v)[3]) { return v[0] * v[1] * v[2]; }
 
 // Panels: columns come in blocks of kMaxVectors vectors; the last block may have fewer. One to four float32 columns are
@@ -79,8 +77,6 @@ struct Geometry {
   Tap* tap;
   int64_t low[3], high[3];  // smallest and largest offset of any tap
 };
-
-GENCORE_INLINE int64_t modulo(int64_t a, int64_t b) { return ((a % b) + b) % b; }
 
 inline Geometry make_geometry(const ConvShape& shape, bool transposed, Arena& arena) {
   Geometry g{};

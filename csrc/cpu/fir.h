@@ -2,14 +2,15 @@
 #pragma once
 
 #include "cpu/upfirdn2d.h"
+#include "gencore/integers.h"
 #include "gencore/simd.h"
 
 namespace gencore::GENCORE_ISA {
 
-GENCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-GENCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-GENCORE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-GENCORE_INLINE int64_t modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
+// Elements below which a second thread costs more than it brings.
+constexpr int64_t kGrain = 16384;
+// How far ahead, in elements, input rows are asked for.
+constexpr int64_t kAhead = 1024;
 
 // Along one axis: outputs o = phase + phases q read inputs base + step q + j through the taps first + j up, j < count.
 struct Phase {

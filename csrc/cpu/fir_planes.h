@@ -56,8 +56,6 @@ class FirPlanes {
 
  private:
   static constexpr int kMostRows = 16, kMostTerms = 16, kAny = -1;
-  // Elements below which a second thread costs more than it brings, and how far ahead input rows are asked for.
-  static constexpr int64_t kGrain = 16384, kAhead = 1024;
 
   // The taps of one phase of the outputs on one residue of the inputs. A window, picked from two neighbouring vectors,
   // begins with the element that the first tap weighs; the elements of the others are picked from two such windows.

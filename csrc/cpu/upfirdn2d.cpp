@@ -12,14 +12,9 @@ namespace {
 
 // Outputs at least this large are written past the caches.
 constexpr int64_t kStreamBytes = 16 << 20;
-// Elements below which a second thread costs more than it brings.
-constexpr int64_t kGrain = 16384;
 // Sums of input rows that are made before the first of them is filtered: a load that straddles two stores waits until
 // both have left the store buffer, and by then they have.
 constexpr int64_t kBlock = 8;
-
-// How far ahead, in elements, input rows are asked for.
-constexpr int64_t kAhead = 1024;
 
 template <class T>
 struct Fir {

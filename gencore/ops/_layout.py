@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ def workable(x: Tensor) -> Tensor:
     return x if is_channels_last(x) else x.contiguous()
 
 
+@overload
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def laid_out(tensor: Tensor | None, like: Tensor) -> Tensor | None: ...
 def laid_out(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     """``tensor`` with the strides of ``like``, a copy only where they differ."""
     if tensor is None or tensor.stride() == like.stride():

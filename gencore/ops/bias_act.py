@@ -11,7 +11,7 @@ from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._activation import EPILOGUE_ACTIVATIONS
 from gencore.ops._checks import check_device, check_floating, check_number, check_shape, compute_dtype
-from gencore.ops._layout import is_channels_last
+from gencore.ops._layout import is_channels_last, laid_out
 from gencore.ops._library import define, differentiate, triton_kernel
 
 
@@ -212,9 +212,7 @@ def _backward_kernel(call: Any) -> Any:
         clamp: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dense = _workable(x, dim, b)
-        if grad_y.stride() != dense.stride():
-            grad_y = torch.empty_like(dense).copy_(grad_y)
-        grad_x = torch.empty_like(dense)
+        grad_y, grad_x = laid_out(grad_y, dense), torch.empty_like(dense)
         view = _View.of(dense, dim, scale is not None or noise is not None, b is not None)
         config = (EPILOGUE_ACTIVATIONS[act], alpha, gain, clamp, view.channels_last)
         grad_scale = None if scale is None else torch.zeros_like(scale)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._checks import compute_dtype
-from gencore.ops._layout import empty, is_channels_last, workable
+from gencore.ops._layout import empty, is_channels_last, laid_out, workable
 from gencore.ops._library import define
 from gencore.ops.conv_packing import Packed
 from gencore.ops.conv_winograd import NONE, weight_gradient_by_winograd, winograd_scheme
@@ -82,8 +82,7 @@ def convolution_cpu(
     if y.numel() == 0:
         return y
     compute = compute_dtype(x.dtype)
-    if residual is not None:
-        residual = empty(y.shape, x, channels_last).copy_(residual) if residual.stride() != y.stride() else residual
+    residual = laid_out(residual, y)
     if slopes is not None:
         slopes = slopes.to(compute).expand(channels).contiguous()
     if scale is not None:

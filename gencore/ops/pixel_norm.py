@@ -10,7 +10,7 @@ from torch import Tensor
 from gencore import reference
 from gencore.dispatch import Implementation, Op, cpu_refusal, triton_refusal, triton_slower
 from gencore.ops._checks import check_floating
-from gencore.ops._layout import is_channels_last
+from gencore.ops._layout import is_channels_last, laid_out
 from gencore.ops._library import define, differentiate, triton_kernel
 
 
@@ -77,9 +77,7 @@ def _forward_kernel(call: Any) -> Any:
 def _backward_kernel(call: Any) -> Any:
     def backward(grad_y: Tensor, x: Tensor, dim: int, eps: float) -> Tensor:
         dense, *sizes = _view(x, dim)
-        if grad_y.stride() != dense.stride():
-            grad_y = torch.empty_like(dense).copy_(grad_y)
-        grad_x = torch.empty_like(dense)
+        grad_y, grad_x = laid_out(grad_y, dense), torch.empty_like(dense)
         call()(grad_y, dense, *sizes, eps, grad_x)
         return grad_x if dense is x else torch.empty_like(x).copy_(grad_x)
 
