@@ -43,7 +43,7 @@ Activation activation_of(int64_t index) {
 // Floats (doubles for float64) for partial sums and constants.
 std::vector<char> workspace(Dtype dtype, const Problem& problem, bool doubled = false) {
   const BatchNormWalk walk = batch_norm_walk(problem.shape, problem.samples);
-  const int64_t size = doubled ? walk.double_backward_workspace() : walk.workspace();
+  const int64_t size = doubled ? walk.double_backward_workspace : walk.workspace;
   return std::vector<char>(problem.instances * size * compute_size_of(dtype));
 }
 

@@ -9,71 +9,80 @@ namespace {
 
 // --- statistics ------------------------------------------------------------------------------------------------------
 
-// Mean and sum of squared deviations from it, over [begin, end) of one channel.
+// A chunk's mean and sum of squared deviations from it come from the sums of x - s and of its square, in one pass. s is
+// the mean of an eighth of the chunk: (mean - s)^2 is then at most eight times the variance, and far less as a rule, so
+// that taking it off costs few digits.
+
 template <class T, class C = compute_t<T>>
-void planar_chunk(const T* x, const BatchNormShape& shape, int64_t channel, int64_t begin, int64_t end, C* mean,
-                  C* m2) {
+void planar_chunk(const T* x, int64_t count, C* mean, C* m2) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
-  V sum[4] = {};
-  for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
-    for_each_vector<lanes>(
-        count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA { sum[slot] += load(x + offset + i, n); });
+  const int64_t eighth = (count + 8 * lanes - 1) / (8 * lanes) * lanes, some = eighth < count ? eighth : count;
+  V first[4] = {};
+  for_each_vector<lanes>(some, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA { first[slot] += load(x + i, n); });
+  const C shift = static_cast<C>(horizontal_sum(pairwise_sum(first)) / static_cast<double>(some));
+  const V center = broadcast<V>(shift);
+  V sum[4] = {}, square[4] = {};
+  for_each_vector<lanes>(count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
+    V d = load(x + i, n) - center;
+    if (n < lanes) d = first_lanes(d, n);
+    sum[slot] += d;
+    square[slot] += d * d;
   });
-  *mean = static_cast<C>(horizontal_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) / static_cast<double>(end - begin));
-  const V center = broadcast<V>(*mean);
-  V square[4] = {};
-  for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
-    for_each_vector<lanes>(count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
-      V d = load(x + offset + i, n) - center;
-      if (n < lanes) d = first_lanes(d, n);
-      square[slot] += d * d;
-    });
-  });
-  *m2 = static_cast<C>(horizontal_sum((square[0] + square[1]) + (square[2] + square[3])));
+  const double total = horizontal_sum(pairwise_sum(sum)), apart = total / static_cast<double>(count);
+  *mean = static_cast<C>(static_cast<double>(shift) + apart);
+  *m2 = static_cast<C>(horizontal_sum(pairwise_sum(square)) - total * apart);
 }
 
-// The same for every channel, over `rows` rows.
+// The same for every column of `rows`.
 template <class T, class C = compute_t<T>>
-void row_chunk(const T* x, int64_t channels, int64_t rows, C* mean, C* m2) {
+void row_chunk(const T* x, int64_t width, const Rows& rows, C* mean, C* m2) {
   using V = vector_t<C>;
-  constexpr int lanes = Vector<C>::lanes;
-  const C inverse = static_cast<C>(1.0 / static_cast<double>(rows));
-  const auto add = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
+  constexpr int lanes = Vector<C>::lanes, kStreams = 4;
+  constexpr int64_t kSome = 16;
+  C* shift = static_cast<C*>(scratch(Scratch::worker, rows.columns * sizeof(C))) - rows.first;
+  const int64_t end = rows.first + rows.columns, count = rows.end - rows.begin;
+  for (int64_t c = rows.first; c < end; c++) shift[c] = mean[c] = m2[c] = C{0};
+  const auto add_first = [&]<int vectors, int streams>(int64_t first, int64_t last, int64_t apart, int64_t column,
+                                                       int64_t n) GENCORE_LAMBDA {
     V sum[vectors] = {};
-    if (first > 0) load_tile(mean + column, n, sum);
-    for (int64_t r = first; r < last; r++)
-      for (int j = 0; j < vectors; j++) sum[j] += load(x + r * channels + column + j * lanes, n);
-    if (last == rows)
-      for (int j = 0; j < vectors; j++) sum[j] *= inverse;
-    store_tile(mean + column, n, sum);
-  };
-  for_each_tile_of_rows<lanes>(channels, 0, rows, add);
-  // The deviations' own sum takes back what rounding did to the mean.
-  C* rest = static_cast<C*>(scratch(Scratch::worker, channels * sizeof(C)));
-  const auto deviate = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
-    V center[vectors], square[vectors] = {}, sum[vectors] = {};
-    load_tile(mean + column, n, center);
-    if (first > 0) {
-      load_tile(m2 + column, n, square);
-      load_tile(rest + column, n, sum);
-    }
-    for (int64_t r = first; r < last; r++)
+    for (int64_t row = first; row < last; row++)
       for (int j = 0; j < vectors; j++) {
-        const V d = load(x + r * channels + column + j * lanes, n) - center[j];
-        sum[j] += d;
-        square[j] += d * d;
+        V value[streams];
+        for (int s = 0; s < streams; s++) value[s] = load(x + (row + s * apart) * width + column + j * lanes, n);
+        sum[j] += pairwise_sum(value);
       }
-    if (last == rows)
-      for (int j = 0; j < vectors; j++) {
-        center[j] += sum[j] * inverse;
-        square[j] -= sum[j] * sum[j] * inverse;
-      }
-    store_tile(mean + column, n, center);
-    store_tile(m2 + column, n, square);
-    store_tile(rest + column, n, sum);
+    add_tile(shift + column, n, sum);
   };
-  for_each_tile_of_rows<lanes>(channels, 0, rows, deviate);
+  Rows head = rows;
+  if (count > kSome) head.end = rows.begin + kSome;
+  for_each_tile<lanes, kStreams>(head, add_first);
+  const C share = static_cast<C>(1.0 / static_cast<double>(head.end - head.begin));
+  for (int64_t c = rows.first; c < end; c++) shift[c] *= share;
+  const auto add = [&]<int vectors, int streams>(int64_t first, int64_t last, int64_t apart, int64_t column, int64_t n)
+                       GENCORE_LAMBDA {
+                         V center[vectors], sum[vectors] = {}, squares[vectors] = {};
+                         load_tile(shift + column, n, center);
+                         for (int64_t row = first; row < last; row++)
+                           for (int j = 0; j < vectors; j++) {
+                             V d[streams], square[streams];
+                             for (int s = 0; s < streams; s++) {
+                               d[s] = load(x + (row + s * apart) * width + column + j * lanes, n) - center[j];
+                               square[s] = d[s] * d[s];
+                             }
+                             sum[j] += pairwise_sum(d);
+                             squares[j] += pairwise_sum(square);
+                           }
+                         add_tile(mean + column, n, sum);
+                         add_tile(m2 + column, n, squares);
+                       };
+  for_each_tile<lanes, kStreams>(rows, add);
+  const C inverse = static_cast<C>(1.0 / static_cast<double>(count));
+  for (int64_t c = rows.first; c < end; c++) {
+    const C sum = mean[c];
+    mean[c] = shift[c] + sum * inverse;
+    m2[c] -= sum * sum * inverse;
+  }
 }
 
 // Constants as the loops read them: one value a column; scale and bias for each sample.
@@ -91,40 +100,42 @@ void finish_channel(const BatchNormActArgs& args, const Columns<C>& columns, int
   set_columns<C>(args, columns, channel, fold);
 }
 
-// Merges the partial moments of all channels: partial is [chunk][mean, m2][column].
+// Merges the partial moments of `block` channels from `first` on: partial is [chunk][mean, m2][column].
 template <class C>
-void merge_chunks(const BatchNormActArgs& args, const BatchNormWalk& walk, const C* partial,
-                  const Columns<C>& columns) {
-  const int64_t chunks = walk.chunks(), fold = walk.fold;
-  for_each_channel_block(walk.channels(), chunks * fold, [&](int64_t first, int64_t width) {
-    double mean[kMergeBlock] = {}, m2[kMergeBlock] = {}, count = 0;
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-      const double rows = static_cast<double>(chunk_end(walk, chunk) - chunk_begin(walk, chunk));
-      const C* means = partial + 2 * chunk * walk.shape.channels + first * fold;
-      const C* m2s = means + walk.shape.channels;
-      double total = count;
-      for (int64_t i = 0; i < width; i++) {
-        double chunk_mean = 0, chunk_m2 = 0;
-        for (int64_t j = i * fold; j < (i + 1) * fold; j++) chunk_mean += means[j];
-        chunk_mean /= static_cast<double>(fold);
+void merge_channels(const BatchNormActArgs& args, const BatchNormWalk& walk, const C* partial,
+                    const Columns<C>& columns, int64_t first, int64_t block) {
+  const int64_t fold = walk.fold;
+  double mean[kMergeBlock] = {}, m2[kMergeBlock] = {}, count = 0;
+  for (int64_t chunk = 0; chunk < walk.chunks; chunk++) {
+    const double rows = static_cast<double>(chunk_count(walk, chunk));
+    const C* means = partial + 2 * chunk * walk.shape.channels + first * fold;
+    const C* m2s = means + walk.shape.channels;
+    double chunk_mean[kMergeBlock] = {}, chunk_m2[kMergeBlock] = {};
+    add_columns(means, block, fold, chunk_mean);
+    add_columns(m2s, block, fold, chunk_m2);
+    if (fold > 1)
+      for (int64_t i = 0; i < block; i++) {
+        chunk_mean[i] /= static_cast<double>(fold);
         for (int64_t j = i * fold; j < (i + 1) * fold; j++) {
-          const double d = means[j] - chunk_mean;
-          chunk_m2 += m2s[j] + rows * d * d;
+          const double d = means[j] - chunk_mean[i];
+          chunk_m2[i] += rows * d * d;
         }
-        total = count;
-        merge(total, mean[i], m2[i], rows * static_cast<double>(fold), chunk_mean, chunk_m2);
       }
-      count = total;
+    double total = count;
+    for (int64_t i = 0; i < block; i++) {
+      total = count;
+      merge(total, mean[i], m2[i], rows * static_cast<double>(fold), chunk_mean[i], chunk_m2[i]);
     }
-    for (int64_t i = 0; i < width; i++) finish_channel(args, columns, first + i, fold, mean[i], m2[i]);
-  });
+    count = total;
+  }
+  for (int64_t i = 0; i < block; i++) finish_channel(args, columns, first + i, fold, mean[i], m2[i]);
 }
 
 // --- normalisation ---------------------------------------------------------------------------------------------------
 
 template <class T, Activation activation, class C = compute_t<T>>
-void planar_apply(const BatchNormActArgs& args, const BatchNormShape& shape, const Columns<C>& columns, int64_t channel,
-                  int64_t begin, int64_t end, bool streaming) {
+void planar_apply(const BatchNormActArgs& args, const Columns<C>& columns, int64_t channel, int64_t offset,
+                  int64_t count, bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const T* x = static_cast<const T*>(args.x);
@@ -133,22 +144,20 @@ void planar_apply(const BatchNormActArgs& args, const BatchNormShape& shape, con
   const V mean = broadcast<V>(columns.mean[channel]), scale = broadcast<V>(columns.scale[channel]);
   const V bias = broadcast<V>(columns.bias[channel]);
   const C slope = static_cast<C>(args.negative_slope);
-  for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
-    auto value = [&](int64_t i, int64_t n) GENCORE_LAMBDA {
-      V u = (load(x + i, n) - mean) * scale + bias;
-      if (residual) u += load(residual + i, n);
-      return activate<activation>(u, slope);
-    };
-    if (streaming)
-      for (int64_t i = offset; i < offset + count; i += lanes) stream(y + i, value(i, lanes));
-    else
-      for_each_vector<lanes>(
-          count, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA { store(y + offset + i, value(offset + i, n), n); });
-  });
+  const auto value = [&](int64_t i, int64_t n) GENCORE_LAMBDA {
+    V u = (load(x + i, n) - mean) * scale + bias;
+    if (residual) u += load(residual + i, n);
+    return activate<activation>(u, slope);
+  };
+  if (streaming)
+    for (int64_t i = offset; i < offset + count; i += lanes) stream(y + i, value(i, lanes));
+  else
+    for_each_vector<lanes>(
+        count, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA { store(y + offset + i, value(offset + i, n), n); });
 }
 
 template <class T, Activation activation, class C = compute_t<T>>
-void row_apply(const BatchNormActArgs& args, int64_t width, const Columns<C>& columns, int64_t begin, int64_t end,
+void row_apply(const BatchNormActArgs& args, int64_t width, const Columns<C>& columns, const Rows& rows,
                bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
@@ -156,24 +165,26 @@ void row_apply(const BatchNormActArgs& args, int64_t width, const Columns<C>& co
   const T* residual = static_cast<const T*>(args.residual);
   T* y = static_cast<T*>(args.y);
   const C slope = static_cast<C>(args.negative_slope);
-  const auto apply = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
+  const auto apply = [&]<int vectors, int streams>(int64_t first, int64_t last, int64_t apart, int64_t column,
+                                                   int64_t n) GENCORE_LAMBDA {
     V mean[vectors], scale[vectors], bias[vectors];
     load_tile(columns.mean + column, n, mean);
     load_tile(columns.scale + column, n, scale);
     load_tile(columns.bias + column, n, bias);
-    for (int64_t r = first; r < last; r++)
-      for (int j = 0; j < vectors; j++) {
-        const int64_t i = r * width + column + j * lanes;
-        V u = (load(x + i, n) - mean[j]) * scale[j] + bias[j];
-        if (residual) u += load(residual + i, n);
-        const V value = activate<activation>(u, slope);
-        if (streaming)
-          stream(y + i, value);
-        else
-          store(y + i, value, n);
-      }
+    for (int64_t row = first; row < last; row++)
+      for (int j = 0; j < vectors; j++)
+        for (int s = 0; s < streams; s++) {
+          const int64_t i = (row + s * apart) * width + column + j * lanes;
+          V u = (load(x + i, n) - mean[j]) * scale[j] + bias[j];
+          if (residual) u += load(residual + i, n);
+          const V value = activate<activation>(u, slope);
+          if (streaming)
+            stream(y + i, value);
+          else
+            store(y + i, value, n);
+        }
   };
-  for_each_tile_of_rows<lanes>(width, begin, end, apply);
+  for_each_tile<lanes, 2>(rows, apply);
 }
 
 // --- the whole -------------------------------------------------------------------------------------------------------
@@ -182,30 +193,31 @@ template <class T, Activation activation, class C = compute_t<T>>
 void forward(const BatchNormActArgs& args) {
   const BatchNormWalk walk = batch_norm_walk(args.shape, args.samples);
   const BatchNormShape& shape = walk.shape;
-  const int64_t chunks = walk.chunks(), width = shape.channels;
+  const int64_t chunks = walk.chunks, width = shape.channels;
   const T* x = static_cast<const T*>(args.x);
   C* partial = static_cast<C*>(args.workspace);
   C* after = partial + 2 * chunks * width;
   const Columns<C> columns{after, after + width, after + (1 + args.samples) * width};
   const bool streaming = shape.numel() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
                          reinterpret_cast<uintptr_t>(args.y) % 64 == 0 &&
-                         (walk.planar() ? shape.inner : width) % Vector<C>::lanes == 0;
+                         (walk.planar ? shape.inner : width) % Vector<C>::lanes == 0;
 
-  if (args.training && walk.planar() && width >= 2 * num_threads() &&
-      shape.count() * static_cast<int64_t>(sizeof(T)) <= kResidentBytes) {
-    parallel_for(0, width, kGrain / shape.count() + 1, [&](int64_t begin, int64_t end) {
+  const auto piece_moments = [&](const Piece& piece) {
+    C* mean = partial + 2 * piece.chunk * width + piece.channel;
+    planar_chunk(x + piece.offset, piece.count, mean, mean + width);
+  };
+  const auto apply_piece = [&](const Piece& piece) {
+    planar_apply<T, activation>(args, columns.of(piece.sample, width), piece.channel, piece.offset, piece.count,
+                                streaming);
+  };
+
+  if (args.training && walk.planar && shape.outer == 1 && width >= 2 * num_threads() &&
+      shape.inner * static_cast<int64_t>(sizeof(T)) <= kResidentBytes) {
+    parallel_for(0, width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; c++) {
-        double count = 0, mean = 0, m2 = 0;
-        for (int64_t chunk = 0; chunk < chunks; chunk++) {
-          C chunk_mean, chunk_m2;
-          const int64_t from = chunk_begin(walk, chunk), to = chunk_end(walk, chunk);
-          planar_chunk(x, shape, c, from, to, &chunk_mean, &chunk_m2);
-          merge(count, mean, m2, static_cast<double>(to - from), chunk_mean, chunk_m2);
-        }
-        finish_channel(args, columns, c, 1, mean, m2);
-        for (int64_t n = 0; n < args.samples; n++)
-          planar_apply<T, activation>(args, shape, columns.of(n, width), c, n * walk.sample_size(),
-                                      (n + 1) * walk.sample_size(), streaming);
+        for (int64_t i = c * chunks; i < (c + 1) * chunks; i++) piece_moments(piece_of(walk, i));
+        merge_channels(args, walk, partial, columns, c, 1);
+        for (int64_t i = c * chunks; i < (c + 1) * chunks; i++) apply_piece(piece_of(walk, i));
       }
       if (streaming) stream_fence();
     });
@@ -213,41 +225,22 @@ void forward(const BatchNormActArgs& args) {
   }
 
   if (args.training) {
-    parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; task++) {
-        const int64_t chunk = walk.planar() ? task % chunks : task, channel = walk.planar() ? task / chunks : 0;
-        const int64_t from = chunk_begin(walk, chunk), to = chunk_end(walk, chunk);
-        C* mean = partial + 2 * chunk * width + channel;
-        if (walk.planar())
-          planar_chunk(x, shape, channel, from, to, mean, mean + width);
-        else
-          row_chunk(x + from * width, width, to - from, mean, mean + width);
-      }
+    for_each_chunk(walk, false, [&](int64_t i) {
+      if (walk.planar) return piece_moments(piece_of(walk, i));
+      const Rows rows = rows_of(walk, i);
+      C* mean = partial + 2 * rows.chunk * width;
+      row_chunk(x, width, rows, mean, mean + width);
     });
-    merge_chunks(args, walk, partial, columns);
+    for_each_channel_block(walk.channels, chunks * walk.fold, [&](int64_t first, int64_t block) {
+      merge_channels(args, walk, partial, columns, first, block);
+    });
   } else {
     set_all_columns<C>(args, columns, walk);
   }
-  if (walk.planar()) {
-    // Plane by plane, as they lie in memory.
-    parallel_for(0, shape.outer * width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t plane = begin; plane < end; plane++) {
-        const int64_t from = plane / width * shape.inner, n = from / walk.sample_size();
-        planar_apply<T, activation>(args, shape, columns.of(n, width), plane % width, from, from + shape.inner,
-                                    streaming);
-      }
-      if (streaming) stream_fence();
-    });
-    return;
-  }
-  parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
-    for (int64_t i = 0; i < end - begin; i++) {
-      // In training backwards within each thread's range: what the statistics read last the caches still hold.
-      const int64_t chunk = args.training ? end - 1 - i : begin + i;
-      row_apply<T, activation>(args, width, columns.of(chunk_sample(walk, chunk), width), chunk_begin(walk, chunk),
-                               chunk_end(walk, chunk), streaming);
-    }
-    if (streaming) stream_fence();
+  for_each_chunk(walk, args.training, [&](int64_t i) {
+    if (walk.planar) return apply_piece(piece_of(walk, i));
+    const Rows rows = rows_of(walk, i);
+    row_apply<T, activation>(args, width, columns.of(rows.sample, width), rows, streaming);
   });
 }
 
@@ -256,7 +249,7 @@ void forward(const BatchNormActArgs& args) {
 void batch_norm_act(const BatchNormActArgs& args) {
   const int64_t numel = args.shape.numel(), affine = args.samples * args.shape.channels;
   const int64_t size = size_of(args.dtype), compute_size = compute_size_of(args.dtype);
-  const int64_t workspace = batch_norm_walk(args.shape, args.samples).workspace();
+  const int64_t workspace = batch_norm_walk(args.shape, args.samples).workspace;
   for_each_instance(
       args,
       [&](BatchNormActArgs& one, int64_t i) {

@@ -9,9 +9,10 @@
 //   instances > 1  that many such tensors lie one behind the other, each with its own statistics, weight and bias
 //                  (instance norm in channels_last; contiguous, it is batch norm of one sample with N C channels).
 //
-// Statistics come from chunks of fixed size, each in two passes (mean, then squared deviations from it) while it lies
-// in the cache, merged by Chan's formula in float64 in a fixed order: the bits depend on the shape alone, not on the
-// number of threads.
+// All passes walk the memory as it lies (a plane of every channel before the next sample's): planes of one channel
+// lie a power of two apart as a rule, where they fight for the same places of a cache and come at a third of memory's
+// speed. Statistics come from chunks of fixed size, each in one pass, merged by Chan's formula in float64 in a fixed
+// order: the bits depend on the shape alone, not on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -31,32 +32,50 @@ struct BatchNormShape {
 // How the kernels walk a tensor, which is not always how it is shaped:
 //   one channel         is one plane, whatever the layout;
 //   planes up to 8 x 8  are too short to be walked one by one: a sample is taken as one row of channels * inner
-//   columns,
-//                       and `fold` = inner neighbouring columns belong to one channel.
+//                       columns, and `fold` = inner neighbouring columns belong to one channel;
 //   per-sample affine   keeps every chunk within one sample.
 struct BatchNormWalk {
   BatchNormShape shape;
   int64_t fold;
   int64_t samples;
-  int64_t channels() const { return shape.channels / fold; }
-  bool planar() const { return shape.inner > 1; }
-  // Elements of one channel (planar) or rows that make one chunk of the statistics.
-  int64_t chunk_size() const { return planar() ? 8192 : 128; }
-  // Elements of one channel in one sample, and the chunks that they make.
-  int64_t sample_size() const { return shape.count() / samples; }
-  int64_t sample_chunks() const { return (sample_size() + chunk_size() - 1) / chunk_size(); }
-  int64_t chunks() const { return samples * sample_chunks(); }
+  bool planar;
+  int64_t channels;
+  // What lies in one piece: the elements of a plane, or the rows of a sample.
+  int64_t segment_size;
+  // Elements of a plane, or rows, that make one chunk of the statistics; one thread takes up to kColumns columns of it.
+  int64_t chunk_size;
+  static constexpr int64_t kColumns = 4096;
+  int64_t column_blocks;
+  // Of one channel: in a segment, in a sample, and in all.
+  int64_t segment_chunks, sample_chunks, chunks;
   // Two partial results for each column of each chunk, three constants a column, and two a column and sample.
-  int64_t workspace() const { return (2 * chunks() + 3 + 2 * samples) * shape.channels; }
+  int64_t workspace;
   // Five partial results, and four constants a column, and four a column and sample.
-  int64_t double_backward_workspace() const { return (5 * chunks() + 4 + 4 * samples) * shape.channels; }
+  int64_t double_backward_workspace;
 };
 
-inline __attribute__((always_inline)) BatchNormWalk batch_norm_walk(const BatchNormShape& shape, int64_t samples) {
-  if (shape.channels == 1) return {{samples, 1, shape.count() / samples}, 1, samples};
-  if (samples == 1 && shape.outer > 1 && shape.inner > 1 && shape.inner <= 64)
-    return {{shape.outer, shape.channels * shape.inner, 1}, shape.inner, 1};
-  return {shape, 1, samples};
+inline __attribute__((always_inline)) BatchNormWalk batch_norm_walk(BatchNormShape shape, int64_t samples) {
+  BatchNormWalk walk{};
+  walk.fold = 1;
+  walk.samples = samples;
+  walk.channels = shape.channels;
+  if (shape.channels == 1) {
+    shape = {samples, 1, shape.count() / samples};
+  } else if (samples == 1 && shape.outer > 1 && shape.inner > 1 && shape.inner <= 64) {
+    walk.fold = shape.inner;
+    shape = {shape.outer, shape.channels * shape.inner, 1};
+  }
+  walk.shape = shape;
+  walk.planar = shape.inner > 1;
+  walk.segment_size = walk.planar ? shape.inner : shape.outer / samples;
+  walk.chunk_size = walk.planar ? 8192 : 128;
+  walk.column_blocks = (shape.channels + walk.kColumns - 1) / walk.kColumns;
+  walk.segment_chunks = (walk.segment_size + walk.chunk_size - 1) / walk.chunk_size;
+  walk.sample_chunks = walk.segment_chunks * (walk.planar ? shape.outer / samples : 1);
+  walk.chunks = walk.sample_chunks * samples;
+  walk.workspace = (2 * walk.chunks + 3 + 2 * samples) * shape.channels;
+  walk.double_backward_workspace = (5 * walk.chunks + 4 + 4 * samples) * shape.channels;
+  return walk;
 }
 
 // `C` below is the compute type: double for float64, float for the others.
@@ -76,7 +95,7 @@ struct BatchNormActArgs {
   Activation activation;
   double negative_slope;
   Dtype dtype;
-  void* workspace;  // instances * batch_norm_walk(shape, samples).workspace() of C
+  void* workspace;  // instances * batch_norm_walk(shape, samples).workspace of C
 };
 
 struct BatchNormActBackwardArgs {
@@ -99,7 +118,7 @@ struct BatchNormActBackwardArgs {
   Activation activation;
   double negative_slope;
   Dtype dtype;
-  void* workspace;  // instances * batch_norm_walk(shape, samples).workspace() of C
+  void* workspace;  // instances * batch_norm_walk(shape, samples).workspace of C
 };
 
 // The cotangents are those of the backward's results; the activation is none, ReLU or leaky ReLU.
@@ -123,7 +142,7 @@ struct BatchNormActDoubleBackwardArgs {
   Activation activation;
   double negative_slope;
   Dtype dtype;
-  void* workspace;  // instances * batch_norm_walk(shape, samples).double_backward_workspace() of C
+  void* workspace;  // instances * batch_norm_walk(shape, samples).double_backward_workspace of C
 };
 
 }  // namespace gencore

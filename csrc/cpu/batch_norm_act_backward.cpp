@@ -43,54 +43,55 @@ struct Gradient {
   }
 };
 
-// Sums of g and of g (x - mean) over [begin, end) of one channel. Lanes past a run's end have grad_y = 0, hence g = 0.
+// Sums of g and of g (x - mean) over a piece of one channel. Lanes past its end have grad_y = 0, hence g = 0.
 template <class T, Activation activation, class C = compute_t<T>>
-void planar_sums(const BatchNormActBackwardArgs& args, const BatchNormShape& shape, const Columns<C>& columns,
-                 int64_t channel, int64_t begin, int64_t end, C* sum_g, C* sum_gd) {
+void planar_sums(const BatchNormActBackwardArgs& args, const Columns<C>& columns, const Piece& piece, C* sum_g,
+                 C* sum_gd) {
   using V = vector_t<C>;
-  constexpr int lanes = Vector<C>::lanes;
   const Gradient<T, activation> gradient(args);
-  const V mean = broadcast<V>(columns.mean[channel]), scale = broadcast<V>(columns.scale[channel]);
-  const V bias = broadcast<V>(columns.bias[channel]);
+  const V mean = broadcast<V>(columns.mean[piece.channel]), scale = broadcast<V>(columns.scale[piece.channel]);
+  const V bias = broadcast<V>(columns.bias[piece.channel]);
   V g[4] = {}, gd[4] = {};
-  for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
-    for_each_vector<lanes>(count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
-      V d;
-      const V v = gradient(offset + i, n, mean, scale, bias, &d);
-      g[slot] += v;
-      gd[slot] += v * d;
-    });
+  for_each_vector<Vector<C>::lanes>(piece.count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
+    V d;
+    const V v = gradient(piece.offset + i, n, mean, scale, bias, &d);
+    g[slot] += v;
+    gd[slot] += v * d;
   });
-  *sum_g = static_cast<C>(horizontal_sum((g[0] + g[1]) + (g[2] + g[3])));
-  *sum_gd = static_cast<C>(horizontal_sum((gd[0] + gd[1]) + (gd[2] + gd[3])));
+  *sum_g = static_cast<C>(horizontal_sum(pairwise_sum(g)));
+  *sum_gd = static_cast<C>(horizontal_sum(pairwise_sum(gd)));
 }
 
+// The same for every column of `rows`.
 template <class T, Activation activation, class C = compute_t<T>>
-void row_sums(const BatchNormActBackwardArgs& args, int64_t width, const Columns<C>& columns, int64_t begin,
-              int64_t end, C* sum_g, C* sum_gd) {
+void row_sums(const BatchNormActBackwardArgs& args, int64_t width, const Columns<C>& columns, const Rows& rows,
+              C* sum_g, C* sum_gd) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const Gradient<T, activation> gradient(args);
-  // Sums of sums of kRows rows: a long float32 sum loses digits that PyTorch's keeps.
-  const auto add = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
-    V mean[vectors], scale[vectors], bias[vectors], g[vectors] = {}, gd[vectors] = {};
-    load_tile(columns.mean + column, n, mean);
-    load_tile(columns.scale + column, n, scale);
-    load_tile(columns.bias + column, n, bias);
-    for (int64_t r = first; r < last; r++)
-      for (int j = 0; j < vectors; j++) {
-        V d;
-        const V v = gradient(r * width + column + j * lanes, n, mean[j], scale[j], bias[j], &d);
-        g[j] += v;
-        gd[j] += v * d;
-      }
-    for (int j = 0; j < vectors; j++) {
-      const int64_t c = column + j * lanes;
-      store(sum_g + c, first == begin ? g[j] : load(sum_g + c, n) + g[j], n);
-      store(sum_gd + c, first == begin ? gd[j] : load(sum_gd + c, n) + gd[j], n);
-    }
-  };
-  for_each_tile_of_rows<lanes>(width, begin, end, add);
+  for (int64_t c = rows.first; c < rows.first + rows.columns; c++) sum_g[c] = sum_gd[c] = C{0};
+  const auto add = [&]<int vectors, int streams>(int64_t first, int64_t last, int64_t apart, int64_t column, int64_t n)
+                       GENCORE_LAMBDA {
+                         V mean[vectors], scale[vectors], bias[vectors], sum[vectors] = {}, products[vectors] = {};
+                         load_tile(columns.mean + column, n, mean);
+                         load_tile(columns.scale + column, n, scale);
+                         load_tile(columns.bias + column, n, bias);
+                         for (int64_t row = first; row < last; row++)
+                           for (int j = 0; j < vectors; j++) {
+                             V g[streams], gd[streams];
+                             for (int s = 0; s < streams; s++) {
+                               V d;
+                               const int64_t i = (row + s * apart) * width + column + j * lanes;
+                               g[s] = gradient(i, n, mean[j], scale[j], bias[j], &d);
+                               gd[s] = g[s] * d;
+                             }
+                             sum[j] += pairwise_sum(g);
+                             products[j] += pairwise_sum(gd);
+                           }
+                         add_tile(sum_g + column, n, sum);
+                         add_tile(sum_gd + column, n, products);
+                       };
+  for_each_tile<lanes, 2>(rows, add);
 }
 
 template <bool one_scale, class V>
@@ -127,143 +128,129 @@ void finish_channel(const BatchNormActBackwardArgs& args, const Columns<C>& colu
 }
 
 template <class T, Activation activation, bool one_scale, class C = compute_t<T>>
-void planar_apply(const BatchNormActBackwardArgs& args, const BatchNormShape& shape, const Columns<C>& columns,
-                  int64_t channel, int64_t begin, int64_t end, bool streaming) {
+void planar_apply(const BatchNormActBackwardArgs& args, const Columns<C>& columns, const Piece& piece, bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const Gradient<T, activation> gradient(args);
   T* grad_x = static_cast<T*>(args.grad_x);
   T* grad_residual = static_cast<T*>(args.grad_residual);
-  const V mean = broadcast<V>(columns.mean[channel]), scale = broadcast<V>(columns.scale[channel]);
-  const V bias = broadcast<V>(columns.bias[channel]);
-  const V mean_g = broadcast<V>(columns.mean_g[channel]), slope_x = broadcast<V>(columns.slope_x[channel]);
-  for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
-    auto value = [&](int64_t i, int64_t n) GENCORE_LAMBDA {
-      V d;
-      const V g = gradient(i, n, mean, scale, bias, &d);
-      if (grad_residual) store(grad_residual + i, g, n);
-      return gradient_of_x<one_scale>(g, d, scale, mean_g, slope_x);
-    };
-    if (streaming)
-      for (int64_t i = offset; i < offset + count; i += lanes) stream(grad_x + i, value(i, lanes));
-    else
-      for_each_vector<lanes>(count, [&](int64_t i, int64_t n, int)
-                                        GENCORE_LAMBDA { store(grad_x + offset + i, value(offset + i, n), n); });
-  });
+  const auto at = [&](const C* column) { return broadcast<V>(column[piece.channel]); };
+  const V mean = at(columns.mean), scale = at(columns.scale), bias = at(columns.bias);
+  const V mean_g = at(columns.mean_g), slope_x = at(columns.slope_x);
+  const auto value = [&](int64_t i, int64_t n) GENCORE_LAMBDA {
+    V d;
+    const V g = gradient(i, n, mean, scale, bias, &d);
+    if (grad_residual) store(grad_residual + i, g, n);
+    return gradient_of_x<one_scale>(g, d, scale, mean_g, slope_x);
+  };
+  const int64_t begin = piece.offset;
+  if (streaming)
+    for (int64_t i = begin; i < begin + piece.count; i += lanes) stream(grad_x + i, value(i, lanes));
+  else
+    for_each_vector<lanes>(piece.count, [&](int64_t i, int64_t n, int)
+                                            GENCORE_LAMBDA { store(grad_x + begin + i, value(begin + i, n), n); });
 }
 
 template <class T, Activation activation, bool one_scale, class C = compute_t<T>>
-void row_apply(const BatchNormActBackwardArgs& args, int64_t width, const Columns<C>& columns, int64_t begin,
-               int64_t end, bool streaming) {
+void row_apply(const BatchNormActBackwardArgs& args, int64_t width, const Columns<C>& columns, const Rows& rows,
+               bool streaming) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const Gradient<T, activation> gradient(args);
   T* grad_x = static_cast<T*>(args.grad_x);
   T* grad_residual = static_cast<T*>(args.grad_residual);
-  const auto apply = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
+  const auto apply = [&]<int vectors, int streams>(int64_t first, int64_t last, int64_t apart, int64_t column,
+                                                   int64_t n) GENCORE_LAMBDA {
     V mean[vectors], scale[vectors], bias[vectors], mean_g[vectors], slope_x[vectors];
     load_tile(columns.mean + column, n, mean);
     load_tile(columns.scale + column, n, scale);
     load_tile(columns.bias + column, n, bias);
     load_tile(columns.mean_g + column, n, mean_g);
     load_tile(columns.slope_x + column, n, slope_x);
-    for (int64_t r = first; r < last; r++)
-      for (int j = 0; j < vectors; j++) {
-        const int64_t i = r * width + column + j * lanes;
-        V d;
-        const V g = gradient(i, n, mean[j], scale[j], bias[j], &d);
-        if (grad_residual) store(grad_residual + i, g, n);
-        const V value = gradient_of_x<one_scale>(g, d, scale[j], mean_g[j], slope_x[j]);
-        if (streaming)
-          stream(grad_x + i, value);
-        else
-          store(grad_x + i, value, n);
-      }
+    for (int64_t row = first; row < last; row++)
+      for (int j = 0; j < vectors; j++)
+        for (int s = 0; s < streams; s++) {
+          const int64_t i = (row + s * apart) * width + column + j * lanes;
+          V d;
+          const V g = gradient(i, n, mean[j], scale[j], bias[j], &d);
+          if (grad_residual) store(grad_residual + i, g, n);
+          const V value = gradient_of_x<one_scale>(g, d, scale[j], mean_g[j], slope_x[j]);
+          if (streaming)
+            stream(grad_x + i, value);
+          else
+            store(grad_x + i, value, n);
+        }
   };
-  for_each_tile_of_rows<lanes>(width, begin, end, apply);
+  for_each_tile<lanes, 2>(rows, apply);
+}
+
+// The sums of all chunks of `block` channels from `first` on become the constants of these, and the gradients of weight
+// and bias: partial is [chunk][g, g (x - mean)][column].
+template <class C>
+void merge_channels(const BatchNormActBackwardArgs& args, const BatchNormWalk& walk, const C* partial,
+                    const Columns<C>& columns, int64_t first, int64_t block) {
+  const int64_t width = walk.shape.channels, fold = walk.fold;
+  Totals totals[kMergeBlock];
+  for (int64_t n = 0; n < args.samples; n++) {
+    double g[kMergeBlock] = {}, gd[kMergeBlock] = {};
+    for (int64_t chunk = n * walk.sample_chunks; chunk < (n + 1) * walk.sample_chunks; chunk++) {
+      const C* sums = partial + 2 * chunk * width + first * fold;
+      add_columns(sums, block, fold, g);
+      add_columns(sums + width, block, fold, gd);
+    }
+    for (int64_t i = 0; i < block; i++) finish_sample<C>(args, n, first + i, g[i], gd[i], totals[i]);
+  }
+  for (int64_t i = 0; i < block; i++) finish_channel(args, columns, first + i, fold, totals[i]);
 }
 
 template <class T, Activation activation, bool one_scale, class C = compute_t<T>>
 void backward(const BatchNormActBackwardArgs& args) {
   const BatchNormWalk walk = batch_norm_walk(args.shape, args.samples);
   const BatchNormShape& shape = walk.shape;
-  const int64_t chunks = walk.chunks(), width = shape.channels, fold = walk.fold;
+  const int64_t chunks = walk.chunks, width = shape.channels;
   C* partial = static_cast<C*>(args.workspace);
   C* after = partial + 2 * chunks * width;
   const Columns<C> columns{after, after + width, after + 2 * width, after + 3 * width,
                            after + (3 + args.samples) * width};
   const int64_t bytes = shape.numel() * static_cast<int64_t>(sizeof(T));
   const bool streaming = bytes >= kStreamBytes && reinterpret_cast<uintptr_t>(args.grad_x) % 64 == 0 &&
-                         (walk.planar() ? shape.inner : width) % Vector<C>::lanes == 0;
+                         (walk.planar ? shape.inner : width) % Vector<C>::lanes == 0;
   set_all_columns<C>(args, columns, walk);
 
+  const auto piece_sums = [&](const Piece& piece) {
+    C* sums = partial + 2 * piece.chunk * width + piece.channel;
+    planar_sums<T, activation>(args, columns.of(piece.sample, width), piece, sums, sums + width);
+  };
+  const auto apply_piece = [&](const Piece& piece) {
+    planar_apply<T, activation, one_scale>(args, columns.of(piece.sample, width), piece, streaming);
+  };
+
   const int64_t read_per_channel = bytes / width * (args.residual ? 3 : 2);
-  if (walk.planar() && width >= 2 * num_threads() && read_per_channel <= kResidentBytes) {
-    parallel_for(0, width, kGrain / shape.count() + 1, [&](int64_t begin, int64_t end) {
+  if (walk.planar && shape.outer == 1 && width >= 2 * num_threads() && read_per_channel <= kResidentBytes) {
+    parallel_for(0, width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; c++) {
-        Totals totals;
-        for (int64_t n = 0; n < args.samples; n++) {
-          double sum_g = 0, sum_gd = 0;
-          for (int64_t chunk = n * walk.sample_chunks(); chunk < (n + 1) * walk.sample_chunks(); chunk++) {
-            C g, gd;
-            planar_sums<T, activation>(args, shape, columns.of(n, width), c, chunk_begin(walk, chunk),
-                                       chunk_end(walk, chunk), &g, &gd);
-            sum_g += g, sum_gd += gd;
-          }
-          finish_sample<C>(args, n, c, sum_g, sum_gd, totals);
-        }
-        finish_channel(args, columns, c, 1, totals);
-        for (int64_t n = 0; n < args.samples; n++)
-          planar_apply<T, activation, one_scale>(args, shape, columns.of(n, width), c, n * walk.sample_size(),
-                                                 (n + 1) * walk.sample_size(), streaming);
+        for (int64_t i = c * chunks; i < (c + 1) * chunks; i++) piece_sums(piece_of(walk, i));
+        merge_channels(args, walk, partial, columns, c, 1);
+        for (int64_t i = c * chunks; i < (c + 1) * chunks; i++) apply_piece(piece_of(walk, i));
       }
       if (streaming) stream_fence();
     });
     return;
   }
 
-  parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t chunk = walk.planar() ? task % chunks : task, channel = walk.planar() ? task / chunks : 0;
-      const int64_t from = chunk_begin(walk, chunk), to = chunk_end(walk, chunk);
-      C* sums = partial + 2 * chunk * width + channel;
-      const Columns<C> own = columns.of(chunk_sample(walk, chunk), width);
-      if (walk.planar())
-        planar_sums<T, activation>(args, shape, own, channel, from, to, sums, sums + width);
-      else
-        row_sums<T, activation>(args, width, own, from, to, sums, sums + width);
-    }
+  for_each_chunk(walk, false, [&](int64_t i) {
+    if (walk.planar) return piece_sums(piece_of(walk, i));
+    const Rows rows = rows_of(walk, i);
+    C* sums = partial + 2 * rows.chunk * width;
+    row_sums<T, activation>(args, width, columns.of(rows.sample, width), rows, sums, sums + width);
   });
-  for_each_channel_block(walk.channels(), chunks * fold, [&](int64_t first, int64_t block) {
-    Totals totals[kMergeBlock];
-    for (int64_t n = 0; n < args.samples; n++) {
-      double g[kMergeBlock] = {}, gd[kMergeBlock] = {};
-      for (int64_t chunk = n * walk.sample_chunks(); chunk < (n + 1) * walk.sample_chunks(); chunk++) {
-        const C* sums = partial + 2 * chunk * width + first * fold;
-        for (int64_t i = 0; i < block; i++)
-          for (int64_t j = i * fold; j < (i + 1) * fold; j++) g[i] += sums[j], gd[i] += sums[width + j];
-      }
-      for (int64_t i = 0; i < block; i++) finish_sample<C>(args, n, first + i, g[i], gd[i], totals[i]);
-    }
-    for (int64_t i = 0; i < block; i++) finish_channel(args, columns, first + i, fold, totals[i]);
+  for_each_channel_block(walk.channels, chunks * walk.fold, [&](int64_t first, int64_t block) {
+    merge_channels(args, walk, partial, columns, first, block);
   });
-  // As in the forward: planes as they lie in memory, rows backwards through what the caches still hold.
-  if (walk.planar()) {
-    parallel_for(0, shape.outer * width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t plane = begin; plane < end; plane++) {
-        const int64_t from = plane / width * shape.inner, n = from / walk.sample_size();
-        planar_apply<T, activation, one_scale>(args, shape, columns.of(n, width), plane % width, from,
-                                               from + shape.inner, streaming);
-      }
-      if (streaming) stream_fence();
-    });
-    return;
-  }
-  parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
-    for (int64_t task = end - 1; task >= begin; task--)
-      row_apply<T, activation, one_scale>(args, width, columns.of(chunk_sample(walk, task), width),
-                                          chunk_begin(walk, task), chunk_end(walk, task), streaming);
-    if (streaming) stream_fence();
+  for_each_chunk(walk, true, [&](int64_t i) {
+    if (walk.planar) return apply_piece(piece_of(walk, i));
+    const Rows rows = rows_of(walk, i);
+    row_apply<T, activation, one_scale>(args, width, columns.of(rows.sample, width), rows, streaming);
   });
 }
 
@@ -272,7 +259,7 @@ void backward(const BatchNormActBackwardArgs& args) {
 void batch_norm_act_backward(const BatchNormActBackwardArgs& args) {
   const int64_t numel = args.shape.numel(), channels = args.shape.channels, affine = args.samples * channels;
   const int64_t size = size_of(args.dtype), compute_size = compute_size_of(args.dtype);
-  const int64_t workspace = batch_norm_walk(args.shape, args.samples).workspace();
+  const int64_t workspace = batch_norm_walk(args.shape, args.samples).workspace;
   for_each_instance(
       args,
       [&](BatchNormActBackwardArgs& one, int64_t i) {

@@ -43,55 +43,51 @@ struct Reader {
     return activation_gradient<activation>(value, before, negative_slope);
   }
   // Lanes behind the end have u = 0 and grad_y = 0, and add nothing to any sum.
-  GENCORE_INLINE void add(int64_t i, int64_t n, V mean, V scale, V bias, V (&sum)[kSums]) const {
+  GENCORE_INLINE void add(int64_t i, int64_t n, V mean, V scale, V bias, V (&sum)[kSums][1]) const {
     const V d = load(x + i, n) - mean, u = load(cotangent + i, n);
     const V g = slope(load(grad_y + i, n), d * scale + bias);
-    sum[kU] += u;
-    sum[kUd] += u * d;
-    sum[kG] += g;
-    sum[kGd] += g * d;
-    sum[kUg] += u * g;
+    sum[kU][0] += u;
+    sum[kUd][0] += u * d;
+    sum[kG][0] += g;
+    sum[kGd][0] += g * d;
+    sum[kUg][0] += u * g;
   }
 };
 
 template <class T, Activation activation, class C = compute_t<T>>
-void planar_sums(const BatchNormActDoubleBackwardArgs& args, const BatchNormShape& shape, const Columns<C>& columns,
-                 int64_t channel, int64_t begin, int64_t end, C* sums) {
+void planar_sums(const BatchNormActDoubleBackwardArgs& args, int64_t width, const Columns<C>& columns,
+                 const Piece& piece, C* sums) {
   using V = vector_t<C>;
   const Reader<T, activation> reader(args);
-  const V mean = broadcast<V>(columns.mean[channel]), scale = broadcast<V>(columns.scale[channel]);
-  const V bias = broadcast<V>(columns.bias[channel]);
-  V sum[4][kSums] = {};
-  for_each_run(shape, channel, begin, end, [&](int64_t offset, int64_t count) GENCORE_LAMBDA {
-    for_each_vector<Vector<C>::lanes>(count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
-      reader.add(offset + i, n, mean, scale, bias, sum[slot]);
-    });
+  const auto at = [&](const C* column) { return broadcast<V>(column[piece.channel]); };
+  const V mean = at(columns.mean), scale = at(columns.scale), bias = at(columns.bias);
+  V sum[4][kSums][1] = {};
+  for_each_vector<Vector<C>::lanes>(piece.count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
+    reader.add(piece.offset + i, n, mean, scale, bias, sum[slot]);
   });
   for (int k = 0; k < kSums; k++)
-    sums[k * shape.channels] = static_cast<C>(horizontal_sum((sum[0][k] + sum[1][k]) + (sum[2][k] + sum[3][k])));
+    sums[k * width] = static_cast<C>(horizontal_sum((sum[0][k][0] + sum[1][k][0]) + (sum[2][k][0] + sum[3][k][0])));
 }
 
 template <class T, Activation activation, class C = compute_t<T>>
-void row_sums(const BatchNormActDoubleBackwardArgs& args, int64_t width, const Columns<C>& columns, int64_t begin,
-              int64_t end, C* sums) {
+void row_sums(const BatchNormActDoubleBackwardArgs& args, int64_t width, const Columns<C>& columns, const Rows& rows,
+              C* sums) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const Reader<T, activation> reader(args);
-  const auto add = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
-    V mean[vectors], scale[vectors], bias[vectors], sum[vectors][kSums] = {};
-    load_tile(columns.mean + column, n, mean);
-    load_tile(columns.scale + column, n, scale);
-    load_tile(columns.bias + column, n, bias);
-    for (int64_t r = first; r < last; r++)
-      for (int j = 0; j < vectors; j++)
-        reader.add(r * width + column + j * lanes, n, mean[j], scale[j], bias[j], sum[j]);
-    for (int j = 0; j < vectors; j++)
-      for (int k = 0; k < kSums; k++) {
-        C* to = sums + k * width + column + j * lanes;
-        store(to, first == begin ? sum[j][k] : load(to, n) + sum[j][k], n);
-      }
+  for (int k = 0; k < kSums; k++)
+    for (int64_t c = rows.first; c < rows.first + rows.columns; c++) sums[k * width + c] = C{0};
+  const auto add = [&]<int vectors, int streams>(int64_t first, int64_t last, int64_t apart, int64_t column,
+                                                 int64_t n) GENCORE_LAMBDA {
+    for (int64_t c = column; c < column + vectors * lanes; c += lanes) {
+      const V mean = load(columns.mean + c, n), scale = load(columns.scale + c, n), bias = load(columns.bias + c, n);
+      V sum[kSums][1] = {};
+      for (int64_t row = first; row < last; row++)
+        for (int s = 0; s < streams; s++) reader.add((row + s * apart) * width + c, n, mean, scale, bias, sum);
+      for (int k = 0; k < kSums; k++) add_tile(sums + k * width + c, n, sum[k]);
+    }
   };
-  for_each_tile_of_rows<lanes, 2>(width, begin, end, add);
+  for_each_tile<lanes, 2>(rows, add);
 }
 
 // The sums of all chunks of `block` channels from `first` on become the constants of these, and grad_weight.
@@ -106,18 +102,16 @@ void merge_channels(const BatchNormActDoubleBackwardArgs& args, const BatchNormW
   double total[kSums][kMergeBlock] = {}, total_pg[kMergeBlock] = {}, total_pgd[kMergeBlock] = {};
   for (int64_t n = 0; n < args.samples; n++) {
     double sum[kSums][kMergeBlock] = {};
-    for (int64_t chunk = n * walk.sample_chunks(); chunk < (n + 1) * walk.sample_chunks(); chunk++)
-      for (int k = 0; k < kSums; k++) {
-        const C* from = partial + (chunk * kSums + k) * width + first * fold;
-        for (int64_t i = 0; i < block * fold; i++) sum[k][i / fold] += from[i];
-      }
+    for (int64_t chunk = n * walk.sample_chunks; chunk < (n + 1) * walk.sample_chunks; chunk++)
+      for (int k = 0; k < kSums; k++)
+        add_columns(partial + (chunk * kSums + k) * width + first * fold, block, fold, sum[k]);
     for (int64_t i = 0; i < block; i++) {
       const int64_t index = n * args.shape.channels + first + i;
       const double weight = value(args.weight, index, 1), p = value(args.weight_cotangent, index, 0);
       for (int k = 0; k < kSums; k++) {
         total[k][i] += k == kU || k == kUd ? sum[k][i] : weight * sum[k][i];
         // A sample's own sums are wanted once more: they lie where those of its first chunk were.
-        partial[(n * walk.sample_chunks() * kSums + k) * width + (first + i) * fold] = static_cast<C>(sum[k][i]);
+        partial[(n * walk.sample_chunks * kSums + k) * width + (first + i) * fold] = static_cast<C>(sum[k][i]);
       }
       total_pg[i] += p * sum[kG][i];
       total_pgd[i] += p * sum[kGd][i];
@@ -136,7 +130,7 @@ void merge_channels(const BatchNormActDoubleBackwardArgs& args, const BatchNormW
     for (int64_t n = 0; n < args.samples; n++) {
       const int64_t index = n * args.shape.channels + channel;
       const double weight = value(args.weight, index, 1), p = value(args.weight_cotangent, index, 0);
-      const C* sums = partial + n * walk.sample_chunks() * kSums * width + channel * fold;
+      const C* sums = partial + n * walk.sample_chunks * kSums * width + channel * fold;
       fill_columns(columns.slope, index, fold, static_cast<C>(s * (p - weight * s * c)));
       fill_columns(columns.offset, index, fold, static_cast<C>(value(args.bias_cotangent, index, 0) - weight * s * u));
       static_cast<C*>(args.grad_weight)[index] =
@@ -165,83 +159,67 @@ struct Writer {
 };
 
 template <class T, Activation activation, class C = compute_t<T>>
-void planar_apply(const BatchNormActDoubleBackwardArgs& args, const Columns<C>& of, int64_t channel, int64_t begin,
-                  int64_t size) {
+void planar_apply(const BatchNormActDoubleBackwardArgs& args, const Columns<C>& of, const Piece& piece) {
   using V = vector_t<C>;
   const Writer<T, activation> write(args);
-  const auto at = [&](const C* column) { return broadcast<V>(column[channel]); };
+  const auto at = [&](const C* column) { return broadcast<V>(column[piece.channel]); };
   const V mean = at(of.mean), of_u = at(of.of_u), of_d = at(of.of_d), constant = at(of.constant);
   const V scale = at(of.scale), bias = at(of.bias), slope = at(of.slope), offset = at(of.offset);
-  for_each_vector<Vector<C>::lanes>(size, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
-    write(begin + i, n, mean, of_u, of_d, constant, scale, bias, slope, offset);
+  for_each_vector<Vector<C>::lanes>(piece.count, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
+    write(piece.offset + i, n, mean, of_u, of_d, constant, scale, bias, slope, offset);
   });
 }
 
 template <class T, Activation activation, class C = compute_t<T>>
-void row_apply(const BatchNormActDoubleBackwardArgs& args, int64_t width, const Columns<C>& of, int64_t begin,
-               int64_t end) {
+void row_apply(const BatchNormActDoubleBackwardArgs& args, int64_t width, const Columns<C>& of, const Rows& rows) {
   using V = vector_t<C>;
   constexpr int lanes = Vector<C>::lanes;
   const Writer<T, activation> write(args);
-  const auto apply = [&]<int vectors>(int64_t column, int64_t n, int64_t first, int64_t last) GENCORE_LAMBDA {
-    V mean[vectors], of_u[vectors], of_d[vectors], constant[vectors];
-    V scale[vectors], bias[vectors], slope[vectors], offset[vectors];
-    load_tile(of.mean + column, n, mean);
-    load_tile(of.of_u + column, n, of_u);
-    load_tile(of.of_d + column, n, of_d);
-    load_tile(of.constant + column, n, constant);
-    load_tile(of.scale + column, n, scale);
-    load_tile(of.bias + column, n, bias);
-    load_tile(of.slope + column, n, slope);
-    load_tile(of.offset + column, n, offset);
-    for (int64_t r = first; r < last; r++)
-      for (int j = 0; j < vectors; j++)
-        write(r * width + column + j * lanes, n, mean[j], of_u[j], of_d[j], constant[j], scale[j], bias[j], slope[j],
-              offset[j]);
+  const auto apply = [&]<int vectors, int streams>(int64_t first, int64_t last, int64_t apart, int64_t column,
+                                                   int64_t n) GENCORE_LAMBDA {
+    for (int64_t c = column; c < column + vectors * lanes; c += lanes) {
+      const auto at = [&](const C* of_column) GENCORE_LAMBDA { return load(of_column + c, n); };
+      const V mean = at(of.mean), of_u = at(of.of_u), of_d = at(of.of_d), constant = at(of.constant);
+      const V scale = at(of.scale), bias = at(of.bias), slope = at(of.slope), offset = at(of.offset);
+      for (int64_t row = first; row < last; row++)
+        for (int s = 0; s < streams; s++)
+          write((row + s * apart) * width + c, n, mean, of_u, of_d, constant, scale, bias, slope, offset);
+    }
   };
-  for_each_tile_of_rows<lanes, 2>(width, begin, end, apply);
+  for_each_tile<lanes, 2>(rows, apply);
 }
 
 template <class T, Activation activation, class C = compute_t<T>>
 void double_backward(const BatchNormActDoubleBackwardArgs& args) {
   const BatchNormWalk walk = batch_norm_walk(args.shape, args.samples);
   const BatchNormShape& shape = walk.shape;
-  const int64_t chunks = walk.chunks(), width = shape.channels, affine = args.samples * width;
+  const int64_t chunks = walk.chunks, width = shape.channels, affine = args.samples * width;
   C* partial = static_cast<C*>(args.workspace);
   C* one = partial + kSums * chunks * width;  // for each column
   C* each = one + 4 * width;                  // and sample
   const Columns<C> columns{one,  one + width,   one + 2 * width,   one + 3 * width,
                            each, each + affine, each + 2 * affine, each + 3 * affine};
   set_all_columns<C>(args, columns, walk);
-  parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t chunk = walk.planar() ? task % chunks : task, channel = walk.planar() ? task / chunks : 0;
-      const int64_t from = chunk_begin(walk, chunk), to = chunk_end(walk, chunk);
-      C* sums = partial + chunk * kSums * width + channel;
-      const Columns<C> own = columns.of(chunk_sample(walk, chunk), width);
-      if (walk.planar())
-        planar_sums<T, activation>(args, shape, own, channel, from, to, sums);
-      else
-        row_sums<T, activation>(args, width, own, from, to, sums);
+  for_each_chunk(walk, false, [&](int64_t i) {
+    if (walk.planar) {
+      const Piece piece = piece_of(walk, i);
+      C* sums = partial + piece.chunk * kSums * width + piece.channel;
+      return planar_sums<T, activation>(args, width, columns.of(piece.sample, width), piece, sums);
     }
+    const Rows rows = rows_of(walk, i);
+    C* sums = partial + rows.chunk * kSums * width;
+    row_sums<T, activation>(args, width, columns.of(rows.sample, width), rows, sums);
   });
-  for_each_channel_block(walk.channels(), chunks * walk.fold, [&](int64_t first, int64_t block) {
+  for_each_channel_block(walk.channels, chunks * walk.fold, [&](int64_t first, int64_t block) {
     merge_channels(args, walk, partial, columns, first, block);
   });
-  // Backwards, through what the caches still hold.
-  if (walk.planar()) {
-    parallel_for(0, shape.outer * width, kGrain / shape.inner + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t plane = end - 1; plane >= begin; plane--) {
-        const int64_t sample = plane / width * shape.inner / walk.sample_size();
-        planar_apply<T, activation>(args, columns.of(sample, width), plane % width, plane * shape.inner, shape.inner);
-      }
-    });
-    return;
-  }
-  parallel_for(0, chunk_tasks(walk), chunk_grain(walk), [&](int64_t begin, int64_t end) {
-    for (int64_t task = end - 1; task >= begin; task--)
-      row_apply<T, activation>(args, width, columns.of(chunk_sample(walk, task), width), chunk_begin(walk, task),
-                               chunk_end(walk, task));
+  for_each_chunk(walk, true, [&](int64_t i) {
+    if (walk.planar) {
+      const Piece piece = piece_of(walk, i);
+      return planar_apply<T, activation>(args, columns.of(piece.sample, width), piece);
+    }
+    const Rows rows = rows_of(walk, i);
+    row_apply<T, activation>(args, width, columns.of(rows.sample, width), rows);
   });
 }
 
@@ -262,7 +240,7 @@ void double_backward(const BatchNormActDoubleBackwardArgs& args) {
 void batch_norm_act_double_backward(const BatchNormActDoubleBackwardArgs& args) {
   const int64_t numel = args.shape.numel(), channels = args.shape.channels, affine = args.samples * channels;
   const int64_t size = size_of(args.dtype), compute_size = compute_size_of(args.dtype);
-  const int64_t workspace = batch_norm_walk(args.shape, args.samples).double_backward_workspace();
+  const int64_t workspace = batch_norm_walk(args.shape, args.samples).double_backward_workspace;
   for_each_instance(
       args,
       [&](BatchNormActDoubleBackwardArgs& one, int64_t i) {

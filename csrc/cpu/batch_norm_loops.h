@@ -10,39 +10,17 @@
 
 namespace gencore::GENCORE_ISA {
 
-// A channel whose tensors are no larger than this is read once from memory: what its second pass reads is still in L2.
+// A channel that lies in one piece and is no larger than this is read once from memory: what its second pass reads is
+// still in L2.
 constexpr int64_t kResidentBytes = 640 << 10;
 // Outputs at least this large are written past the caches.
 constexpr int64_t kStreamBytes = 16 << 20;
 
-// body(offset, count) for the runs of consecutive elements that make [begin, end) of a channel (inner > 1).
-template <class Body>
-GENCORE_INLINE void for_each_run(const BatchNormShape& shape, int64_t channel, int64_t begin, int64_t end,
-                                 const Body& body) {
-  int64_t n = begin / shape.inner, i = begin % shape.inner;
-  while (begin < end) {
-    const int64_t left = end - begin, run = shape.inner - i;
-    const int64_t count = run < left ? run : left;
-    body((n * shape.channels + channel) * shape.inner + i, count);
-    begin += count;
-    i = 0;
-    n++;
-  }
-}
-
-// Rows that are walked together, all column tiles of them before the next: wide rows are then read about as they lie.
-constexpr int64_t kRows = 16;
-
-// body<vectors>(column, n, first, last) for the column tiles of rows [begin, end) (inner == 1), kRows rows at a time,
-// of up to `wide` vectors, whose sums stay in registers.
-template <int lanes, int wide = 8, class Body>
-GENCORE_INLINE void for_each_tile_of_rows(int64_t channels, int64_t begin, int64_t end, const Body& body) {
-  for (int64_t first = begin; first < end; first += kRows) {
-    const int64_t last = first + kRows < end ? first + kRows : end;
-    for_each_column_tile<lanes, wide>(channels, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
-      body.template operator()<vectors>(column, n, first, last);
-    });
-  }
+template <int count, class V>
+GENCORE_INLINE V pairwise_sum(const V (&v)[count]) {
+  if constexpr (count == 1) return v[0];
+  if constexpr (count == 2) return v[0] + v[1];
+  if constexpr (count == 4) return (v[0] + v[1]) + (v[2] + v[3]);
 }
 
 // One number a column, for the vectors of a tile.
@@ -51,27 +29,88 @@ GENCORE_INLINE void load_tile(const C* from, int64_t n, V (&to)[vectors]) {
   for (int j = 0; j < vectors; j++) to[j] = load(from + j * Vector<C>::lanes, n);
 }
 template <int vectors, class C, class V>
-GENCORE_INLINE void store_tile(C* to, int64_t n, const V (&from)[vectors]) {
-  for (int j = 0; j < vectors; j++) store(to + j * Vector<C>::lanes, from[j], n);
+GENCORE_INLINE void add_tile(C* to, int64_t n, const V (&tile)[vectors]) {
+  for (int j = 0; j < vectors; j++) {
+    C* at = to + j * Vector<C>::lanes;
+    store(at, load(at, n) + tile[j], n);
+  }
 }
 
-inline int64_t chunk_sample(const BatchNormWalk& walk, int64_t chunk) { return chunk / walk.sample_chunks(); }
-inline int64_t chunk_begin(const BatchNormWalk& walk, int64_t chunk) {
-  const int64_t sample = chunk_sample(walk, chunk);
-  return sample * walk.sample_size() + (chunk - sample * walk.sample_chunks()) * walk.chunk_size();
-}
-inline int64_t chunk_end(const BatchNormWalk& walk, int64_t chunk) {
-  const int64_t end = chunk_begin(walk, chunk) + walk.chunk_size();
-  const int64_t sample_end = (chunk_sample(walk, chunk) + 1) * walk.sample_size();
-  return end < sample_end ? end : sample_end;
+// A chunk of one channel's plane, by its number among all of them as they lie in memory.
+struct Piece {
+  int64_t channel, chunk, sample, offset, count;
+};
+inline Piece piece_of(const BatchNormWalk& walk, int64_t index) {
+  const int64_t per_plane = walk.segment_chunks, plane = index / per_plane, begin = index % per_plane;
+  const int64_t segment = plane / walk.shape.channels, chunk = segment * per_plane + begin;
+  const int64_t first = begin * walk.chunk_size, left = walk.shape.inner - first;
+  return {plane - segment * walk.shape.channels, chunk, chunk / walk.sample_chunks, plane * walk.shape.inner + first,
+          left < walk.chunk_size ? left : walk.chunk_size};
 }
 
-// Tasks for loops over the chunks of all channels: (channel, chunk) pairs, or chunks of rows.
-inline int64_t chunk_tasks(const BatchNormWalk& walk) {
-  return walk.chunks() * (walk.planar() ? walk.shape.channels : 1);
+// Some columns of a chunk of rows, by the number of these among all of them as they lie in memory.
+struct Rows {
+  int64_t chunk, sample, begin, end, first, columns;
+};
+inline Rows rows_of(const BatchNormWalk& walk, int64_t index) {
+  const int64_t chunk = index / walk.column_blocks, first = index % walk.column_blocks * walk.kColumns;
+  const int64_t sample = chunk / walk.segment_chunks, size = walk.segment_size;
+  const int64_t begin = sample * size + chunk % walk.segment_chunks * walk.chunk_size;
+  const int64_t end = begin + walk.chunk_size, sample_end = (sample + 1) * size;
+  const int64_t left = walk.shape.channels - first;
+  return {
+      chunk, sample, begin, end < sample_end ? end : sample_end, first, left < walk.kColumns ? left : walk.kColumns};
 }
-inline int64_t chunk_grain(const BatchNormWalk& walk) {
-  return kGrain * chunk_tasks(walk) / (walk.shape.numel() + 1) + 1;
+
+// The loop behind for_each_tile: up to `step` rows at a time, in tiles of up to `wide` vectors.
+template <int lanes, int wide, int streams, class Body>
+GENCORE_INLINE void for_each_tile_between(const Rows& rows, int64_t begin, int64_t end, int64_t step, int64_t apart,
+                                          const Body& body) {
+  for (int64_t first = begin; first < end; first += step) {
+    const int64_t last = first + step < end ? first + step : end;
+    for_each_column_tile<lanes, wide>(rows.columns, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
+      body.template operator()<vectors, streams>(first, last, apart, rows.first + column, n);
+    });
+  }
+}
+
+// body<vectors, streams>(first, last, apart, column, n) for the column tiles of all rows: of the rows [first, last), of
+// as many that come `apart` behind them, and so on, `streams` times in all.
+//
+// Wide rows go one by one, all tiles of a row before the next: read as they lie, they come twice as fast as in pieces.
+// What belongs to the columns is loaded anew for each, hence for several parts of the rows side by side. Narrow rows,
+// one tile or two, keep it in registers.
+template <int lanes, int streams, class Body>
+GENCORE_INLINE void for_each_tile(const Rows& rows, const Body& body) {
+  const bool narrow = rows.columns <= 2 * lanes || rows.columns == 4 * lanes || rows.columns == 8 * lanes;
+  if (narrow) {
+    for_each_tile_between<lanes, 8, 1>(rows, rows.begin, rows.end, 16, 0, body);
+  } else {
+    const int64_t apart = (rows.end - rows.begin) / streams, rest = rows.begin + apart * streams;
+    for_each_tile_between<lanes, 4, streams>(rows, rows.begin, rows.begin + apart, 1, apart, body);
+    for_each_tile_between<lanes, 4, 1>(rows, rest, rows.end, 1, 0, body);
+  }
+}
+
+// Elements of each channel in a chunk.
+inline int64_t chunk_count(const BatchNormWalk& walk, int64_t chunk) {
+  const int64_t left = walk.segment_size - chunk % walk.segment_chunks * walk.chunk_size;
+  return left < walk.chunk_size ? left : walk.chunk_size;
+}
+
+// body(index) for all Pieces or Rows, in parallel. `backwards` begins each thread's range with what was read last,
+// which the caches still hold; within 128 KiB it goes forwards all the same, as the processor's own fetching ahead
+// wants it.
+template <class Body>
+inline void for_each_chunk(const BatchNormWalk& walk, bool backwards, const Body& body) {
+  const int64_t chunks = walk.chunks * (walk.planar ? walk.shape.channels : walk.column_blocks);
+  const int64_t grain = kGrain * chunks / (walk.shape.numel() + 1) + 1;
+  parallel_for(0, chunks, grain, [&](int64_t begin, int64_t end) {
+    const int64_t block = backwards ? 2 * grain : end - begin;
+    for (int64_t last = end; last > begin; last -= block)
+      for (int64_t i = last - block < begin ? begin : last - block; i < last; i++) body(i);
+    stream_fence();
+  });
 }
 
 // body(one instance's arguments) for all of them: in parallel, unless there is one alone.
@@ -99,6 +138,16 @@ GENCORE_INLINE void fill_columns(C* columns, int64_t channel, int64_t fold, C va
   for (int64_t i = channel * fold; i < (channel + 1) * fold; i++) columns[i] = value;
 }
 
+// Adds the columns of each of `block` channels to its number in `to`.
+template <class C>
+GENCORE_INLINE void add_columns(const C* columns, int64_t block, int64_t fold, double* to) {
+  if (fold == 1)
+    for (int64_t i = 0; i < block; i++) to[i] += columns[i];
+  else
+    for (int64_t i = 0; i < block; i++)
+      for (int64_t j = i * fold; j < (i + 1) * fold; j++) to[i] += columns[j];
+}
+
 template <class C>
 inline double channel_invstd(const void* var, double eps, int64_t channel) {
   return 1.0 / __builtin_sqrt(static_cast<double>(static_cast<const C*>(var)[channel]) + eps);
@@ -119,7 +168,7 @@ inline void set_columns(const Args& args, const Columns& columns, int64_t channe
 }
 template <class C, class Args, class Columns>
 inline void set_all_columns(const Args& args, const Columns& columns, const BatchNormWalk& walk) {
-  for_each_channel_block(walk.channels(), args.samples * walk.fold, [&](int64_t first, int64_t block) {
+  for_each_channel_block(walk.channels, args.samples * walk.fold, [&](int64_t first, int64_t block) {
     for (int64_t c = first; c < first + block; c++) set_columns<C>(args, columns, c, walk.fold);
   });
 }

@@ -18,10 +18,11 @@ GENCORE_INLINE void merge(double& count, double& mean, double& m2, double count_
   count = total;
 }
 
-// body(first, width) for blocks of channels, in parallel.
+// body(first, width) for blocks of channels, in parallel. One channel of a part takes the time of some 16 elements of
+// a plain loop, and what follows the last part that of 8 more.
 template <class Body>
-inline void for_each_channel_block(int64_t channels, int64_t work_per_channel, const Body& body) {
-  parallel_for(0, (channels + kMergeBlock - 1) / kMergeBlock, kGrain / (work_per_channel * kMergeBlock) + 1,
+inline void for_each_channel_block(int64_t channels, int64_t parts, const Body& body) {
+  parallel_for(0, (channels + kMergeBlock - 1) / kMergeBlock, kGrain / (16 * (parts + 8) * kMergeBlock) + 1,
                [&](int64_t begin, int64_t end) {
                  for (int64_t block = begin; block < end; block++) {
                    const int64_t first = block * kMergeBlock, left = channels - first;

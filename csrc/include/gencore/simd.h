@@ -219,13 +219,30 @@ GENCORE_INLINE vfloat square_root(vfloat v) {
 }
 GENCORE_INLINE double square_root(double v) { return __builtin_sqrt(v); }
 
-// Lane sums in a fixed order, in double.
+// The sum of `count` numbers, half of them added to the other half at a time.
+template <int count>
+GENCORE_INLINE double sum_by_halves(const double* numbers) {
+  if constexpr (count == 1) {
+    return numbers[0];
+  } else {
+    typedef double Half __attribute__((vector_size(count * sizeof(double) / 2)));
+    Half low, high;
+    std::memcpy(&low, numbers, sizeof low);
+    std::memcpy(&high, numbers + count / 2, sizeof high);
+    low += high;
+    double sums[count / 2];
+    std::memcpy(sums, &low, sizeof low);
+    return sum_by_halves<count / 2>(sums);
+  }
+}
+
+// The sum of the lanes, in double and in a fixed order.
 GENCORE_INLINE double horizontal_sum(vfloat v) {
-  float lane[kLanes];
-  store(lane, v);
-  double sum = 0;
-  for (int i = 0; i < kLanes; i++) sum += lane[i];
-  return sum;
+  typedef double vdouble __attribute__((vector_size(kLanes * sizeof(double))));
+  const vdouble wide = __builtin_convertvector(v, vdouble);
+  double lanes[kLanes];
+  std::memcpy(lanes, &wide, sizeof wide);
+  return sum_by_halves<kLanes>(lanes);
 }
 GENCORE_INLINE double horizontal_sum(double v) { return v; }
 
