@@ -5,6 +5,7 @@
 
 #include "cpu/batch_norm_act.h"
 #include "cpu/moments.h"
+#include "cpu/row_tiles.h"
 #include "gencore/activation.h"
 #include "gencore/parallel.h"
 
@@ -15,26 +16,6 @@ namespace gencore::GENCORE_ISA {
 constexpr int64_t kResidentBytes = 640 << 10;
 // Outputs at least this large are written past the caches.
 constexpr int64_t kStreamBytes = 16 << 20;
-
-template <int count, class V>
-GENCORE_INLINE V pairwise_sum(const V (&v)[count]) {
-  if constexpr (count == 1) return v[0];
-  if constexpr (count == 2) return v[0] + v[1];
-  if constexpr (count == 4) return (v[0] + v[1]) + (v[2] + v[3]);
-}
-
-// One number a column, for the vectors of a tile.
-template <int vectors, class C, class V>
-GENCORE_INLINE void load_tile(const C* from, int64_t n, V (&to)[vectors]) {
-  for (int j = 0; j < vectors; j++) to[j] = load(from + j * Vector<C>::lanes, n);
-}
-template <int vectors, class C, class V>
-GENCORE_INLINE void add_tile(C* to, int64_t n, const V (&tile)[vectors]) {
-  for (int j = 0; j < vectors; j++) {
-    C* at = to + j * Vector<C>::lanes;
-    store(at, load(at, n) + tile[j], n);
-  }
-}
 
 // A chunk of one channel's plane, by its number among all of them as they lie in memory.
 struct Piece {
@@ -49,8 +30,8 @@ inline Piece piece_of(const BatchNormWalk& walk, int64_t index) {
 }
 
 // Some columns of a chunk of rows, by the number of these among all of them as they lie in memory.
-struct Rows {
-  int64_t chunk, sample, begin, end, first, columns;
+struct Rows : Block {
+  int64_t chunk, sample;
 };
 inline Rows rows_of(const BatchNormWalk& walk, int64_t index) {
   const int64_t chunk = index / walk.column_blocks, first = index % walk.column_blocks * walk.kColumns;
@@ -58,38 +39,8 @@ inline Rows rows_of(const BatchNormWalk& walk, int64_t index) {
   const int64_t begin = sample * size + chunk % walk.segment_chunks * walk.chunk_size;
   const int64_t end = begin + walk.chunk_size, sample_end = (sample + 1) * size;
   const int64_t left = walk.shape.channels - first;
-  return {
-      chunk, sample, begin, end < sample_end ? end : sample_end, first, left < walk.kColumns ? left : walk.kColumns};
-}
-
-// The loop behind for_each_tile: up to `step` rows at a time, in tiles of up to `wide` vectors.
-template <int lanes, int wide, int streams, class Body>
-GENCORE_INLINE void for_each_tile_between(const Rows& rows, int64_t begin, int64_t end, int64_t step, int64_t apart,
-                                          const Body& body) {
-  for (int64_t first = begin; first < end; first += step) {
-    const int64_t last = first + step < end ? first + step : end;
-    for_each_column_tile<lanes, wide>(rows.columns, [&]<int vectors>(int64_t column, int64_t n) GENCORE_LAMBDA {
-      body.template operator()<vectors, streams>(first, last, apart, rows.first + column, n);
-    });
-  }
-}
-
-// body<vectors, streams>(first, last, apart, column, n) for the column tiles of all rows: of the rows [first, last), of
-// as many that come `apart` behind them, and so on, `streams` times in all.
-//
-// Wide rows go one by one, all tiles of a row before the next: read as they lie, they come twice as fast as in pieces.
-// What belongs to the columns is loaded anew for each, hence for several parts of the rows side by side. Narrow rows,
-// one tile or two, keep it in registers.
-template <int lanes, int streams, class Body>
-GENCORE_INLINE void for_each_tile(const Rows& rows, const Body& body) {
-  const bool narrow = rows.columns <= 2 * lanes || rows.columns == 4 * lanes || rows.columns == 8 * lanes;
-  if (narrow) {
-    for_each_tile_between<lanes, 8, 1>(rows, rows.begin, rows.end, 16, 0, body);
-  } else {
-    const int64_t apart = (rows.end - rows.begin) / streams, rest = rows.begin + apart * streams;
-    for_each_tile_between<lanes, 4, streams>(rows, rows.begin, rows.begin + apart, 1, apart, body);
-    for_each_tile_between<lanes, 4, 1>(rows, rest, rows.end, 1, 0, body);
-  }
+  const Block block{begin, end < sample_end ? end : sample_end, first, left < walk.kColumns ? left : walk.kColumns};
+  return {block, chunk, sample};
 }
 
 // Elements of each channel in a chunk.

@@ -33,20 +33,24 @@ void channels_last(const BiasActArgs& args, int64_t n, int64_t begin, int64_t en
   constexpr int lanes = Vector<C>::lanes;
   const BiasActConstants<C> constants(args);
   const BiasActRow<C> row(args, n);
-  const int64_t channels = args.shape.channels, first = n * args.shape.pixels;
-  const T* x = static_cast<const T*>(args.x);
-  T* y = static_cast<T*>(args.y);
-  for_each_column_tile<lanes, 8>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
-    const BiasActColumns<C, vectors> columns(row, c, count);
-    for (int64_t p = begin; p < end; p++) {
-      const V noise = broadcast<V>(row.noise ? row.noise[p] : C{0});
-      for (int j = 0; j < vectors; j++) {
-        const int64_t i = (first + p) * channels + c + j * lanes;
-        const V u = load(x + i, count) * columns.scale[j] + noise + columns.bias[j];
-        put(y + i, constants.template apply<activation>(u), count, streaming);
+  const int64_t channels = args.shape.channels, offset = n * args.shape.pixels * channels;
+  const T* x = static_cast<const T*>(args.x) + offset;
+  T* y = static_cast<T*>(args.y) + offset;
+  const auto apply = [&]<int vectors, int streams>(int64_t first, int64_t last, int64_t apart, int64_t column,
+                                                   int64_t count) GENCORE_LAMBDA {
+    const BiasActColumns<C, vectors> columns(row, column, count);
+    for (int64_t pixel = first; pixel < last; pixel++)
+      for (int s = 0; s < streams; s++) {
+        const int64_t p = pixel + s * apart;
+        const V noise = broadcast<V>(row.noise ? row.noise[p] : C{0});
+        for (int j = 0; j < vectors; j++) {
+          const int64_t i = p * channels + column + j * lanes;
+          const V u = load(x + i, count) * columns.scale[j] + noise + columns.bias[j];
+          put(y + i, constants.template apply<activation>(u), count, streaming);
+        }
       }
-    }
-  });
+  };
+  for_each_tile<lanes, 2>({begin, end, 0, channels}, apply);
 }
 
 template <class T, Activation activation, class C = compute_t<T>>

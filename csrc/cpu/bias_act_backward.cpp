@@ -60,39 +60,43 @@ void channels_last_block(const BiasActBackwardArgs& args, int64_t n, int64_t beg
   const BiasActConstants<C> constants(f);
   const BiasActRow<C> row(f, n);
   const bool clamped = f.clamp >= 0;
-  const int64_t channels = f.shape.channels, first = n * f.shape.pixels;
-  const T* x = static_cast<const T*>(f.x);
-  const T* grad_y = static_cast<const T*>(args.grad_y);
-  T* grad_x = static_cast<T*>(args.grad_x);
+  const int64_t channels = f.shape.channels, offset = n * f.shape.pixels * channels;
+  const T* x = static_cast<const T*>(f.x) + offset;
+  const T* grad_y = static_cast<const T*>(args.grad_y) + offset;
+  T* grad_x = static_cast<T*>(args.grad_x) + offset;
+  const bool noise_wanted = args.grad_noise != nullptr;
   V noise_sum[64] = {};  // of BiasActShape::block_size() pixels
-  for_each_column_tile<lanes, scaled ? 4 : 8>(channels, [&]<int vectors>(int64_t c, int64_t count) GENCORE_LAMBDA {
-    const BiasActColumns<C, vectors> columns(row, c, count);
+  for (int64_t c = 0; c < channels; c++) sum_g[c] = sum_gx[c] = C{0};
+  const auto add = [&]<int vectors, int streams>(int64_t first, int64_t last, int64_t apart, int64_t column,
+                                                 int64_t count) GENCORE_LAMBDA {
+    const BiasActColumns<C, vectors> columns(row, column, count);
     V g_sum[vectors] = {}, gx_sum[vectors] = {};
-    for (int64_t p = begin; p < end; p++) {
-      const V noise = broadcast<V>(row.noise ? row.noise[p] : C{0});
-      V over_channels{};
-      for (int j = 0; j < vectors; j++) {
-        const int64_t i = (first + p) * channels + c + j * lanes;
-        const V value = load(x + i, count);
-        V u = value;
-        if constexpr (scaled) u *= columns.scale[j];
-        const V g =
-            constants.template gradient<activation>(load(grad_y + i, count), u + noise + columns.bias[j], clamped);
-        put(grad_x + i, scaled ? g * columns.scale[j] : g, count, streaming);
-        over_channels += g;
-        g_sum[j] += g;
-        if constexpr (scaled) gx_sum[j] += g * value;
+    for (int64_t pixel = first; pixel < last; pixel++)
+      for (int s = 0; s < streams; s++) {
+        const int64_t p = pixel + s * apart;
+        const V noise = broadcast<V>(row.noise ? row.noise[p] : C{0});
+        V over_channels{};
+        for (int j = 0; j < vectors; j++) {
+          const int64_t i = p * channels + column + j * lanes;
+          const V value = load(x + i, count);
+          V u = value;
+          if constexpr (scaled) u *= columns.scale[j];
+          const V g =
+              constants.template gradient<activation>(load(grad_y + i, count), u + noise + columns.bias[j], clamped);
+          put(grad_x + i, scaled ? g * columns.scale[j] : g, count, streaming);
+          over_channels += g;
+          g_sum[j] += g;
+          if constexpr (scaled) gx_sum[j] += g * value;
+        }
+        if (noise_wanted) noise_sum[p - begin] += over_channels;
       }
-      noise_sum[p - begin] += over_channels;
-    }
-    for (int j = 0; j < vectors; j++) {
-      store(sum_g + c + j * lanes, g_sum[j], count);
-      store(sum_gx + c + j * lanes, gx_sum[j], count);
-    }
-  });
-  if (args.grad_noise)
+    add_tile(sum_g + column, count, g_sum);
+    if constexpr (scaled) add_tile(sum_gx + column, count, gx_sum);
+  };
+  for_each_tile<lanes, 2, scaled ? 4 : 8>({begin, end, 0, channels}, add);
+  if (noise_wanted)
     for (int64_t p = begin; p < end; p++)
-      static_cast<C*>(args.grad_noise)[first + p] = static_cast<C>(horizontal_sum(noise_sum[p - begin]));
+      static_cast<C*>(args.grad_noise)[n * f.shape.pixels + p] = static_cast<C>(horizontal_sum(noise_sum[p - begin]));
 }
 
 // total: [2][channels].

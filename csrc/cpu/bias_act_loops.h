@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/bias_act.h"
+#include "cpu/row_tiles.h"
 #include "gencore/activation.h"
 #include "gencore/parallel.h"
 

@@ -16,7 +16,7 @@ constexpr int64_t kRun = 32;
 
 // Vectors of pixels whose sums stay in registers.
 template <bool gradient>
-constexpr int kTile = gradient ? 4 : 8;
+constexpr int kTile = gradient ? 8 : 16;
 
 template <class T, bool gradient>
 struct Operands {
