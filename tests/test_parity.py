@@ -129,8 +129,9 @@ def test_cotangents_in_any_layout(spec: OpSpec, target: Target, layout: str) -> 
             dense = vectors[one].contiguous()
             wanted = torch.autograd.grad(outputs[one], inputs, dense, retain_graph=True, allow_unused=True)
             for a, b in zip(got, wanted, strict=True):
-                # PyTorch's own sums, such as that of a bias's gradient, go in another order in another layout.
-                torch.testing.assert_close(a, b, rtol=4e-6, atol=4e-6, equal_nan=True)
+                # Sums go in another order in another layout: what cancels in one place keeps the rounding of the whole.
+                scale = 1.0 if b is None or b.numel() == 0 else max(1.0, b.abs().nan_to_num().max().item())
+                torch.testing.assert_close(a, b, rtol=4e-6, atol=4e-6 * scale, equal_nan=True)
 
 
 @pytest.mark.second_order

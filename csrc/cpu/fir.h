@@ -12,6 +12,25 @@ constexpr int64_t kGrain = 16384;
 // How far ahead, in elements, input rows are asked for.
 constexpr int64_t kAhead = 1024;
 
+// a0 b0 a1 b1 ...
+GENCORE_INLINE void interleave(vfloat a, vfloat b, vfloat* low, vfloat* high) {
+  vint l, h;
+  for (int i = 0; i < kLanes; i++) {
+    l[i] = i / 2 + (i % 2) * kLanes;
+    h[i] = l[i] + kLanes / 2;
+  }
+  *low = __builtin_shuffle(a, b, l);
+  *high = __builtin_shuffle(a, b, h);
+}
+
+// The other way round: the even ones of both, and the odd ones.
+GENCORE_INLINE void separate(vfloat low, vfloat high, vfloat* even, vfloat* odd) {
+  vint e;
+  for (int i = 0; i < kLanes; i++) e[i] = 2 * i;
+  *even = __builtin_shuffle(low, high, e);
+  *odd = __builtin_shuffle(low, high, e + 1);
+}
+
 // Along one axis: outputs o = phase + phases q read inputs base + step q + j through the taps first + j up, j < count.
 struct Phase {
   int64_t first, base, count;

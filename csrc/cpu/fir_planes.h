@@ -9,25 +9,6 @@
 
 namespace gencore::GENCORE_ISA {
 
-// a0 b0 a1 b1 ...
-GENCORE_INLINE void interleave(vfloat a, vfloat b, vfloat* low, vfloat* high) {
-  vint l, h;
-  for (int i = 0; i < kLanes; i++) {
-    l[i] = i / 2 + (i % 2) * kLanes;
-    h[i] = l[i] + kLanes / 2;
-  }
-  *low = __builtin_shuffle(a, b, l);
-  *high = __builtin_shuffle(a, b, h);
-}
-
-// The other way round: the even ones of both, and the odd ones.
-GENCORE_INLINE void separate(vfloat low, vfloat high, vfloat* even, vfloat* odd) {
-  vint e;
-  for (int i = 0; i < kLanes; i++) e[i] = 2 * i;
-  *even = __builtin_shuffle(low, high, e);
-  *odd = __builtin_shuffle(low, high, e + 1);
-}
-
 namespace {
 
 template <class T>
@@ -47,11 +28,11 @@ class FirPlanes {
 
   void run() const {
     if (x_axis.phases == 2)
-      run<2, 1, 2>();
+      run<2, 1>();
     else if (x_axis.step == 2)
-      run<1, 2, 2>();
+      run<1, 2>();
     else
-      run<1, 1, 4>();
+      run<1, 1>();
   }
 
  private:
@@ -102,26 +83,21 @@ class FirPlanes {
     return v;
   }
 
-  // `usual`: rows, and terms of each phase and residue, of a filter of four taps.
-  template <int phases, int step, int usual>
+  template <int phases, int step>
   void run() const {
-    bool is_usual = true;
-    for (int p = 0; p < phases; p++)
-      for (int s = 0; s < step; s++) is_usual = is_usual && terms[p][s].count == usual;
+    // Doubling with a filter of four taps: two rows, and two terms of each phase.
+    constexpr int usual = 2, known = phases == 2 ? usual : kAny;
+    const bool is_usual = phases == 2 && terms[0][0].count == usual && terms[1][0].count == usual;
     parallel_for(0, args.images * args.out_height, kGrain / args.out_width + 1, [&](int64_t begin, int64_t end) {
       int64_t image = begin / args.out_height, o = begin % args.out_height;
       T* y = static_cast<T*>(args.y) + begin * args.out_width;
       for (int64_t task = begin; task < end; task++, y += args.out_width) {
         const Finish<float> finish(args, true, image, o);
         const From from = weighed_rows(image, o);
-        if (!is_usual)
-          filter_row<phases, step, kAny, kAny>(from, finish, y);
-        else if (from.count == 4)
-          filter_row<phases, step, usual, 4>(from, finish, y);
-        else if (from.count == 2)
-          filter_row<phases, step, usual, 2>(from, finish, y);
+        if (is_usual && from.count == usual)
+          filter_row<phases, step, known>(from, finish, y);
         else
-          filter_row<phases, step, usual, kAny>(from, finish, y);
+          filter_row<phases, step, kAny>(from, finish, y);
         if (++o == args.out_height) image++, o = 0;
       }
       if (streaming) stream_fence();
@@ -140,16 +116,16 @@ class FirPlanes {
     return from;
   }
 
-  // `known_terms` of each phase and residue, and `known_rows`: counts that the compiler may unroll, or kAny.
-  template <int phases, int step, int known_terms, int known_rows>
+  // `known_count`: of terms of each phase and residue, and of rows, where the compiler may unroll it, or kAny.
+  template <int phases, int step, int known_count>
   void filter_row(const From& given, const Finish<float>& finish, T* y) const {
     constexpr int64_t stride = kLanes * phases;
-    constexpr bool known = known_terms != kAny;
+    constexpr bool known = known_count != kAny;
     const int64_t size = args.out_width, width = args.in_width, start = origin;
     const bool past_caches = streaming, two_new = y_axis.down > 1;
     // Copies that the compiler knows no store to change: it keeps them in registers.
-    const std::conditional_t<known_rows == kAny, const From&, Held<known_rows>> from(given);
-    constexpr int kept = known ? known_terms : 1;
+    const std::conditional_t<known, Held<known_count>, const From&> from(given);
+    constexpr int kept = known ? known_count : 1;
     vint window_index[phases][step], index[phases][step][kept];
     vfloat tap[phases][step][kept];
     for (int p = 0; p < phases; p++)

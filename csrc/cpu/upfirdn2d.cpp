@@ -1,6 +1,8 @@
 #include "cpu/upfirdn2d.h"
 
 #include "cpu/fir.h"
+#include "cpu/fir_lines.h"
+#include "cpu/fir_pixels.h"
 #include "cpu/fir_planes.h"
 #include "gencore/parallel.h"
 #include "gencore/scratch.h"
@@ -72,9 +74,15 @@ struct Fir {
     for (int64_t o = 0; o < args.out_height; o++) rows[o] = y_axis.phase(o);
     if constexpr (lanes > 1) {
       if (separable) {
+        const FirLines<T> lines(args, column_taps, row_taps, streaming);
+        if (lines.fits()) return lines.run();
         const FirPlanes<T> planes(args, x_axis, y_axis, rows, column_taps, row_taps, streaming);
         if (planes.fits()) return planes.run();
       }
+    }
+    if (separable) {
+      const FirPixels<T> pixels(args, column_taps, row_taps, streaming);
+      if (pixels.fits()) return pixels.run();
     }
     lay_out_rows();
     const int64_t row_elements = args.out_width * channels;
