@@ -1,6 +1,6 @@
-// Planes through a separable filter of four by four taps, at strides of one or two, line by line: an input row is
-// filtered along itself once, in registers, and kept in the first-level cache until the last output row that it is part
-// of. One stream is read and one is written.
+// Planes through a separable filter of four by four taps, as they are, doubled, or at strides of one or two, line by
+// line: an input row is filtered along itself once, in registers, and kept in the first-level cache until the last
+// output row that it is part of. One stream is read and one is written.
 #pragma once
 
 #include "cpu/fir.h"
@@ -18,20 +18,27 @@ class FirLines {
   FirLines(const Upfirdn2dArgs& args, const float* column, const float* row, bool streaming)
       : args(args), streaming(streaming) {
     for (int i = 0; fits() && i < kTaps; i++) column_tap[i] = column[i], row_tap[i] = row[i];
+    if (doubles())
+      for (int p = 0; p < 2; p++) {
+        columns[p] = Axis(2, 1, args.pad_y, kTaps).phase(p);
+        phases[p] = Axis(2, 1, args.pad_x, kTaps).phase(p);
+      }
   }
 
   // Lines of more numbers would fill a second-level cache.
   bool fits() const {
-    return args.channels == 1 && args.filter_height == kTaps && args.filter_width == kTaps && args.up_x == 1 &&
-           args.up_y == 1 && args.down_x <= 2 && args.down_y <= 2 && args.pad_x >= -kLanes && args.pad_x <= kLanes &&
-           args.out_width <= 8192;
+    const bool known = doubles() || (args.up_x == 1 && args.up_y == 1 && args.down_x <= 2 && args.down_y <= 2);
+    return known && args.channels == 1 && args.filter_height == kTaps && args.filter_width == kTaps &&
+           args.pad_x >= -kLanes && args.pad_x <= kLanes && args.out_width <= 8192;
   }
 
   void run() const {
-    if (args.down_y == 1)
-      args.down_x == 1 ? run<1, 1>() : run<1, 2>();
+    if (doubles())
+      phases[0].base == phases[1].base ? run<Doubled<0>, 1>() : run<Doubled<1>, 1>();
+    else if (args.down_y == 1)
+      args.down_x == 1 ? run<Plain, 1>() : run<Halved, 1>();
     else
-      args.down_x == 1 ? run<2, 1>() : run<2, 2>();
+      args.down_x == 1 ? run<Plain, 2>() : run<Halved, 2>();
   }
 
  private:
@@ -52,7 +59,9 @@ class FirLines {
   // A few vectors more than needed: a load waits for a store that lies a multiple of 4096 bytes before it.
   int64_t line() const { return (ceil_div(args.out_width, kLanes) + 4) * kLanes; }
 
-  template <int step_y, int step_x>
+  bool doubles() const { return args.up_x == 2 && args.up_y == 2 && args.down_x == 1 && args.down_y == 1; }
+
+  template <class Along, int step_y>
   void run() const {
     const int64_t rows = args.images >= 16 ? args.out_height : smaller(kBlock, args.out_height);
     const int64_t blocks = ceil_div(args.out_height, rows), elements = rows * args.out_width;
@@ -64,7 +73,7 @@ class FirLines {
       std::memset(w.zeros, 0, args.in_width * sizeof(T));
       for (int64_t task = begin; task < end; task++) {
         const int64_t first = task % blocks * rows;
-        filter_rows<step_y, step_x>(task / blocks, first, smaller(first + rows, args.out_height), w);
+        filter_rows<Along, step_y>(task / blocks, first, smaller(first + rows, args.out_height), w);
       }
       if (streaming) stream_fence();
     });
@@ -96,94 +105,149 @@ class FirLines {
     for (int i = 0; i < kLanes; i++) index[i] = i + by;
     return __builtin_shuffle(v, next, index);
   }
-  template <int step_x>
-  GENCORE_INLINE static vfloat along(const vfloat (&v)[step_x], const vfloat (&next)[step_x],
-                                     const vfloat (&tap)[kTaps]) {
-    vfloat sum = v[0] * tap[0];
-    if constexpr (step_x == 1) {
-      sum += moved<1>(v[0], next[0]) * tap[1];
-      sum += moved<2>(v[0], next[0]) * tap[2];
-      sum += moved<3>(v[0], next[0]) * tap[3];
-    } else {
-      sum += v[1] * tap[1];
-      sum += moved<1>(v[0], next[0]) * tap[2];
-      sum += moved<1>(v[1], next[1]) * tap[3];
+  // The filter along a row: `up` vectors of outputs from `step` of inputs and as many that follow. `lead`: how far
+  // before the row the first output begins.
+  struct Plain {
+    static constexpr int up = 1, step = 1;
+    vfloat tap[kTaps];
+    int64_t lead;
+    GENCORE_INLINE explicit Plain(const FirLines& of) : lead(of.args.pad_x) {
+      for (int k = 0; k < kTaps; k++) tap[k] = broadcast<vfloat>(of.row_tap[k]);
     }
-    return sum;
-  }
+    GENCORE_INLINE void operator()(const vfloat (&v)[1], const vfloat (&next)[1], vfloat (&out)[1]) const {
+      out[0] = v[0] * tap[0];
+      out[0] += moved<1>(v[0], next[0]) * tap[1];
+      out[0] += moved<2>(v[0], next[0]) * tap[2];
+      out[0] += moved<3>(v[0], next[0]) * tap[3];
+    }
+  };
+  struct Halved {
+    static constexpr int up = 1, step = 2;
+    vfloat tap[kTaps];
+    int64_t lead;
+    GENCORE_INLINE explicit Halved(const FirLines& of) : lead(of.args.pad_x) {
+      for (int k = 0; k < kTaps; k++) tap[k] = broadcast<vfloat>(of.row_tap[k]);
+    }
+    GENCORE_INLINE void operator()(const vfloat (&v)[2], const vfloat (&next)[2], vfloat (&out)[1]) const {
+      out[0] = v[0] * tap[0];
+      out[0] += v[1] * tap[1];
+      out[0] += moved<1>(v[0], next[0]) * tap[2];
+      out[0] += moved<1>(v[1], next[1]) * tap[3];
+    }
+  };
+  // The odd outputs begin `apart` inputs behind the even ones.
+  template <int apart>
+  struct Doubled {
+    static constexpr int up = 2, step = 1;
+    vfloat tap[2][2];
+    int64_t lead;
+    GENCORE_INLINE explicit Doubled(const FirLines& of) : lead(-of.phases[0].base) {
+      for (int p = 0; p < 2; p++)
+        for (int k = 0; k < 2; k++) tap[p][k] = broadcast<vfloat>(of.row_tap[of.phases[p].first + 2 * k]);
+    }
+    GENCORE_INLINE void operator()(const vfloat (&v)[1], const vfloat (&next)[1], vfloat (&out)[2]) const {
+      const vfloat second = moved<1>(v[0], next[0]);
+      const vfloat even = v[0] * tap[0][0] + second * tap[0][1];
+      const vfloat odd =
+          apart == 0 ? v[0] * tap[1][0] + second * tap[1][1] : second * tap[1][0] + moved<2>(v[0], next[0]) * tap[1][1];
+      interleave(even, odd, &out[0], &out[1]);
+    }
+  };
 
-  template <int step_y, int step_x>
+  template <class Along, int step_y>
   void filter_rows(int64_t image, int64_t begin, int64_t end, const Work& w) const {
+    constexpr int up = Along::up, step_x = Along::step;
     constexpr int64_t stride = step_x * kLanes;
+    const Along along(*this);
     // Copies of what the stores below might change, for all that the compiler knows.
     const int64_t width = args.in_width, height = args.in_height, size = args.out_width, line = this->line();
-    const int64_t pad = args.pad_x, above = args.pad_y;
+    const int64_t lead = along.lead;
     const bool streaming = this->streaming;
     const T *x = static_cast<const T*>(args.x) + image * height * width, *zeros = w.zeros;
     T* y = static_cast<T*>(args.y) + (image * args.out_height + begin) * size;
-    vfloat column[kTaps], row[kTaps];
-    for (int k = 0; k < kTaps; k++) {
-      column[k] = broadcast<vfloat>(column_tap[k]);
-      row[k] = broadcast<vfloat>(row_tap[k]);
-    }
+    vfloat column[kTaps];
+    for (int k = 0; k < kTaps; k++) column[k] = broadcast<vfloat>(column_tap[k]);
     // Rows are counted from the first that the first output reaches.
+    const int64_t above = up == 2 ? columns[0].base + begin / 2 : begin * step_y - args.pad_y;
     const auto input = [&](int64_t r) GENCORE_LAMBDA {
-      const int64_t at = begin * step_y - above + r;
-      return at >= 0 && at < height ? x + at * width : zeros;
+      return above + r >= 0 && above + r < height ? x + (above + r) * width : zeros;
     };
-    // Up to here all vectors of a row, and the one behind, are whole.
-    const int64_t whole = smaller(size / kLanes, (width + pad) / stride - 1);
+    // Up to here all vectors of a row, and the ones behind, are whole.
+    const int64_t whole = smaller(size / (up * kLanes), (width + lead) / stride - 1);
     // body(i, h, n) for the vectors of the filtered row: n lanes from element i.
     const auto for_each = [&](const T* from, const auto& body) GENCORE_LAMBDA {
       vfloat now[step_x], next[step_x];
-      const auto turn = [&](int64_t i, int64_t n) GENCORE_LAMBDA {
-        const vfloat h = along<step_x>(now, next, row);
+      const auto turn = [&](int64_t vector, int64_t left) GENCORE_LAMBDA {
+        vfloat h[up];
+        along(now, next, h);
         for (int s = 0; s < step_x; s++) now[s] = next[s];
-        body(i, h, n);
+        for (int u = 0; u < up; u++, left -= kLanes)
+          if (left > 0) body((vector * up + u) * kLanes, h[u], smaller(kLanes, left));
       };
-      const auto edge = [&](int64_t i) GENCORE_LAMBDA {
-        load_any<step_x>(from, (i + kLanes) * step_x - pad, width, next);
-        turn(i, smaller(kLanes, size - i));
+      const auto edge = [&](int64_t vector) GENCORE_LAMBDA {
+        load_any<step_x>(from, (vector + 1) * stride - lead, width, next);
+        turn(vector, size - vector * up * kLanes);
       };
-      load_any<step_x>(from, -pad, width, now);
+      load_any<step_x>(from, -lead, width, now);
       int64_t i = 0;
-      if (pad > 0) edge(i), i += kLanes;
-      for (; i < whole * kLanes; i += kLanes) {
-        const T* at = from + (i + kLanes) * step_x - pad;
+      if (lead > 0) edge(i++);
+      for (; i < whole; i++) {
+        const T* at = from + (i + 1) * stride - lead;
         load_whole<step_x>(at, next);
         __builtin_prefetch(at + kAhead);
-        turn(i, kLanes);
+        turn(i, up * kLanes);
       }
-      for (; i < size; i += kLanes) edge(i);
+      for (; i * up * kLanes < size; i++) edge(i);
     };
+    const auto line_of = [&](int64_t r) GENCORE_LAMBDA { return w.lines + r % kTaps * line; };
     const auto keep = [&](int64_t r) GENCORE_LAMBDA {
-      float* to = w.lines + r % kTaps * line;
+      float* to = line_of(r);
       for_each(input(r), [&](int64_t i, vfloat h, int64_t) GENCORE_LAMBDA { store(to + i, h); });
     };
+    const auto put = [&](const Finish<float>& finish, int64_t i, vfloat v, int64_t n) GENCORE_LAMBDA {
+      v = finish(v, i, n, 0.0f);
+      if (streaming)
+        stream(y + i, v);
+      else
+        store(y + i, v, n);
+    };
 
-    for (int64_t r = 0; r < kTaps - step_y; r++) keep(r);
-    for (int64_t o = begin, r = kTaps - step_y; o < end; o++, r++, y += size) {
-      if constexpr (step_y == 2) keep(r++);
-      const Finish<float> finish(args, true, image, o);
-      const float* before[kTaps - 1];
-      for (int k = 0; k < kTaps - 1; k++) before[k] = w.lines + (r + 1 + k) % kTaps * line;
-      float* to = w.lines + r % kTaps * line;
-      for_each(input(r), [&](int64_t i, vfloat h, int64_t n) GENCORE_LAMBDA {
-        store(to + i, h);
-        vfloat sum = h * column[kTaps - 1];
-        for (int k = 0; k < kTaps - 1; k++) sum += load(before[k] + i) * column[k];
-        sum = finish(sum, i, n, 0.0f);
-        if (streaming)
-          stream(y + i, sum);
-        else
-          store(y + i, sum, n);
-      });
+    if constexpr (up == 2) {
+      int64_t kept = 0;
+      for (int64_t o = begin; o < end; o++, y += size) {
+        const Phase& phase = columns[o % 2];
+        const int64_t r = phase.base + o / 2 - above;
+        for (; kept < r + 2; kept++) keep(kept);
+        const Finish<float> finish(args, true, image, o);
+        const float *upper = line_of(r), *lower = line_of(r + 1);
+        const vfloat first = broadcast<vfloat>(column_tap[phase.first]);
+        const vfloat second = broadcast<vfloat>(column_tap[phase.first + 2]);
+        for_each_vector<kLanes>(size, [&](int64_t i, int64_t n, int) GENCORE_LAMBDA {
+          put(finish, i, load(upper + i) * first + load(lower + i) * second, n);
+        });
+      }
+    } else {
+      for (int64_t r = 0; r < kTaps - step_y; r++) keep(r);
+      for (int64_t o = begin, r = kTaps - step_y; o < end; o++, r++, y += size) {
+        if constexpr (step_y == 2) keep(r++);
+        const Finish<float> finish(args, true, image, o);
+        const float* before[kTaps - 1];
+        for (int k = 0; k < kTaps - 1; k++) before[k] = line_of(r + 1 + k);
+        float* to = line_of(r);
+        for_each(input(r), [&](int64_t i, vfloat h, int64_t n) GENCORE_LAMBDA {
+          store(to + i, h);
+          vfloat sum = h * column[kTaps - 1];
+          for (int k = 0; k < kTaps - 1; k++) sum += load(before[k] + i) * column[k];
+          put(finish, i, sum, n);
+        });
+      }
     }
   }
 
   const Upfirdn2dArgs& args;
   bool streaming;
   float column_tap[kTaps] = {}, row_tap[kTaps] = {};
+  Phase columns[2] = {}, phases[2] = {};  // of even and odd outputs of a doubled image, down and along
 };
 
 }  // namespace

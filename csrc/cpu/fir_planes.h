@@ -36,7 +36,7 @@ class FirPlanes {
   }
 
  private:
-  static constexpr int kMostRows = 16, kMostTerms = 16, kAny = -1;
+  static constexpr int kMostRows = 16, kMostTerms = 16;
 
   // The taps of one phase of the outputs on one residue of the inputs. A window, picked from two neighbouring vectors,
   // begins with the element that the first tap weighs; the elements of the others are picked from two such windows.
@@ -85,19 +85,13 @@ class FirPlanes {
 
   template <int phases, int step>
   void run() const {
-    // Doubling with a filter of four taps: two rows, and two terms of each phase.
-    constexpr int usual = 2, known = phases == 2 ? usual : kAny;
-    const bool is_usual = phases == 2 && terms[0][0].count == usual && terms[1][0].count == usual;
     parallel_for(0, args.images * args.out_height, kGrain / args.out_width + 1, [&](int64_t begin, int64_t end) {
       int64_t image = begin / args.out_height, o = begin % args.out_height;
       T* y = static_cast<T*>(args.y) + begin * args.out_width;
       for (int64_t task = begin; task < end; task++, y += args.out_width) {
         const Finish<float> finish(args, true, image, o);
         const From from = weighed_rows(image, o);
-        if (is_usual && from.count == usual)
-          filter_row<phases, step, known>(from, finish, y);
-        else
-          filter_row<phases, step, kAny>(from, finish, y);
+        filter_row<phases, step>(from, finish, y);
         if (++o == args.out_height) image++, o = 0;
       }
       if (streaming) stream_fence();
@@ -116,26 +110,15 @@ class FirPlanes {
     return from;
   }
 
-  // `known_count`: of terms of each phase and residue, and of rows, where the compiler may unroll it, or kAny.
-  template <int phases, int step, int known_count>
-  void filter_row(const From& given, const Finish<float>& finish, T* y) const {
+  template <int phases, int step>
+  void filter_row(const From& from, const Finish<float>& finish, T* y) const {
     constexpr int64_t stride = kLanes * phases;
-    constexpr bool known = known_count != kAny;
     const int64_t size = args.out_width, width = args.in_width, start = origin;
-    const bool past_caches = streaming, two_new = y_axis.down > 1;
     // Copies that the compiler knows no store to change: it keeps them in registers.
-    const std::conditional_t<known, Held<known_count>, const From&> from(given);
-    constexpr int kept = known ? known_count : 1;
-    vint window_index[phases][step], index[phases][step][kept];
-    vfloat tap[phases][step][kept];
+    const bool past_caches = streaming, two_new = y_axis.down > 1;
+    vint window_index[phases][step];
     for (int p = 0; p < phases; p++)
-      for (int s = 0; s < step; s++) {
-        window_index[p][s] = terms[p][s].window;
-        for (int i = 0; known && i < kept; i++) {
-          index[p][s][i] = terms[p][s].index[i];
-          tap[p][s][i] = terms[p][s].tap[i];
-        }
-      }
+      for (int s = 0; s < step; s++) window_index[p][s] = terms[p][s].window;
     vfloat now[step], next[step], window[phases][step];
     weigh<step>(from, start, width, now);
     weigh<step>(from, start + 1, width, next);
@@ -153,15 +136,8 @@ class FirPlanes {
         out[p] = vfloat{};
         for (int s = 0; s < step; s++) {
           const vfloat following = __builtin_shuffle(next[s], after[s], window_index[p][s]);
-          if constexpr (known) {
-            out[p] += tap[p][s][0] * window[p][s];
-            for (int i = 1; i < kept; i++)
-              out[p] += tap[p][s][i] * __builtin_shuffle(window[p][s], following, index[p][s][i]);
-          } else {
-            const Terms& t = terms[p][s];
-            for (int i = 0; i < t.count; i++)
-              out[p] += t.tap[i] * __builtin_shuffle(window[p][s], following, t.index[i]);
-          }
+          const Terms& t = terms[p][s];
+          for (int i = 0; i < t.count; i++) out[p] += t.tap[i] * __builtin_shuffle(window[p][s], following, t.index[i]);
           window[p][s] = following;
         }
       }
@@ -183,22 +159,9 @@ class FirPlanes {
     for (; block * stride < size; block++) turn(block, std::false_type{});
   }
 
-  template <int known>
-  struct Held {
-    static constexpr int count = known;
-    const T* row[known];
-    vfloat tap[known];
-    GENCORE_INLINE explicit Held(const From& from) {
-      for (int k = 0; k < known; k++) {
-        row[k] = from.row[k];
-        tap[k] = broadcast<vfloat>(from.tap[k]);
-      }
-    }
-  };
-
   // Vector `block` of the weighed rows, zeros outside them; where step is 2, of every second element from either.
-  template <int step, class Rows>
-  GENCORE_INLINE static void weigh(const Rows& from, int64_t block, int64_t width, vfloat (&to)[step]) {
+  template <int step>
+  GENCORE_INLINE static void weigh(const From& from, int64_t block, int64_t width, vfloat (&to)[step]) {
     for (int s = 0; s < step; s++) {
       const int64_t at = (block * step + s) * kLanes, n = at < 0 ? 0 : smaller(kLanes, width - at);
       to[s] = vfloat{};
@@ -207,8 +170,8 @@ class FirPlanes {
     if constexpr (step == 2) separate(to[0], to[1], &to[0], &to[1]);
   }
 
-  template <int step, class Rows>
-  GENCORE_INLINE static void weigh_whole(const Rows& from, int64_t block, bool two_new, vfloat (&to)[step]) {
+  template <int step>
+  GENCORE_INLINE static void weigh_whole(const From& from, int64_t block, bool two_new, vfloat (&to)[step]) {
     for (int s = 0; s < step; s++) {
       const int64_t at = (block * step + s) * kLanes;
       to[s] = vfloat{};
