@@ -116,6 +116,19 @@ def scaled_bias_act(
     return _FORWARD(x, *wide, dim % x.dim(), act, alpha, gain, clamp, impl)
 
 
+def kinked_gradients(
+    grad_y: Tensor, y: Tensor, act: str, slope: float, with_bias: bool, impl: str
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of ``y = act(x + b)`` to x and, if wanted, to b, in one pass; not differentiable.
+
+    ``act`` is ``"relu"``, or ``"leaky_relu"`` of a slope of at least 0: y tells on which side of the kink x + b was.
+    """
+    b = y.new_zeros((y.shape[1],), dtype=compute_dtype(y.dtype)) if with_bias else None
+    with torch.no_grad():
+        grad, _, _, grad_b = _BACKWARD(grad_y, y, None, None, b, 1, act, slope, 1.0, -1.0, impl)
+    return grad, grad_b if with_bias else None
+
+
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 

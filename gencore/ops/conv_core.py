@@ -27,7 +27,8 @@ from torch import Tensor
 from gencore.ops._activation import CONV_ACTIVATIONS
 from gencore.ops._checks import compute_dtype
 from gencore.ops._layout import empty, is_channels_last, laid_out, workable
-from gencore.ops._library import define
+from gencore.ops._library import define, is_watched
+from gencore.ops.bias_act import kinked_gradients
 from gencore.ops.conv_packing import Packed
 from gencore.ops.conv_winograd import NONE, weight_gradient_by_winograd, winograd_scheme
 from gencore.reference.conv import scale_weight, split_channels
@@ -218,11 +219,17 @@ def save_convolution(ctx: Any, inputs: Any, output: Tensor) -> None:
 def differentiate_convolution(ctx: Any, grad: Tensor) -> Any:
     x, weight, scale, output, bias, residual = ctx.saved_tensors
     stride, padding, dilation, _, groups, transposed = ctx.geometry
-    grad = _activation_gradient(grad, output, ctx.activation, ctx.negative_slope)
-    if output is not None and torch.is_grad_enabled():
-        grad = _with_zeros_for(grad, [x, weight, bias, residual, scale])
+    grad_bias = None
+    if _in_one_pass(ctx, grad):
+        slope = ctx.negative_slope if ctx.activation == "leaky_relu" else 0.0
+        grad, grad_bias = kinked_gradients(grad, output, ctx.activation, slope, ctx.needs[2], ctx.impl)
+    else:
+        grad = _activation_gradient(grad, output, ctx.activation, ctx.negative_slope)
+        if output is not None and torch.is_grad_enabled():
+            grad = _with_zeros_for(grad, [x, weight, bias, residual, scale])
+        if ctx.needs[2]:
+            grad_bias = grad.sum([0, *range(2, grad.dim())])
     grad_residual = grad if ctx.needs[3] else None
-    grad_bias = grad.sum([0, *range(2, grad.dim())]) if ctx.needs[2] else None
     if scale is not None and scale.dim() == 2:
         grad, scale = grad * scale.reshape(*scale.shape, *[1] * (grad.dim() - 2)), None
     grad_x = grad_weight = grad_scale = None
@@ -242,6 +249,13 @@ def differentiate_convolution(ctx: Any, grad: Tensor) -> Any:
             grad_weight = products if scale is None else scale_weight(products, scale, groups, transposed)
             grad_weight = grad_weight.to(weight.dtype)
     return (grad_x, grad_weight, grad_bias, grad_residual, None, grad_scale, *[None] * 9)
+
+
+def _in_one_pass(ctx: Any, grad: Tensor) -> bool:
+    """Whether a kernel takes the gradient through the activation and sums it over the pixels at once. A compiler fuses
+    PyTorch's ops with what is around them, and what is to be differentiated again needs a formula."""
+    eager = not (torch.is_grad_enabled() or is_watched())
+    return eager and ctx.impl == "cpu" and ctx.activation in ("relu", "leaky_relu") and type(grad) is Tensor
 
 
 def _activation_gradient(grad: Tensor, output: Tensor | None, activation: str, negative_slope: float) -> Tensor:
