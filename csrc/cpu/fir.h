@@ -54,6 +54,15 @@ struct Axis {
   }
 };
 
+// Both axes doubled, and nothing else.
+inline bool doubles(const Upfirdn2dArgs& args) {
+  return args.up_x == 2 && args.up_y == 2 && args.down_x == 1 && args.down_y == 1;
+}
+// Neither axis up-sampled, and neither down-sampled by more than two.
+inline bool is_plain_or_halves(const Upfirdn2dArgs& args) {
+  return args.up_x == 1 && args.up_y == 1 && args.down_x <= 2 && args.down_y <= 2;
+}
+
 // The outer product that the filter is, if it is one to the precision of C: its column and its row.
 template <class C>
 bool factorize(const Upfirdn2dArgs& args, C* column, C* row) {

@@ -18,7 +18,7 @@ class FirLines {
   FirLines(const Upfirdn2dArgs& args, const float* column, const float* row, bool streaming)
       : args(args), streaming(streaming) {
     for (int i = 0; fits() && i < kTaps; i++) column_tap[i] = column[i], row_tap[i] = row[i];
-    if (doubles())
+    if (doubles(args))
       for (int p = 0; p < 2; p++) {
         columns[p] = Axis(2, 1, args.pad_y, kTaps).phase(p);
         phases[p] = Axis(2, 1, args.pad_x, kTaps).phase(p);
@@ -27,13 +27,12 @@ class FirLines {
 
   // Lines of more numbers would fill a second-level cache.
   bool fits() const {
-    const bool known = doubles() || (args.up_x == 1 && args.up_y == 1 && args.down_x <= 2 && args.down_y <= 2);
-    return known && args.channels == 1 && args.filter_height == kTaps && args.filter_width == kTaps &&
-           args.pad_x >= -kLanes && args.pad_x <= kLanes && args.out_width <= 8192;
+    return (doubles(args) || is_plain_or_halves(args)) && args.channels == 1 && args.filter_height == kTaps &&
+           args.filter_width == kTaps && args.pad_x >= -kLanes && args.pad_x <= kLanes && args.out_width <= 8192;
   }
 
   void run() const {
-    if (doubles())
+    if (doubles(args))
       phases[0].base == phases[1].base ? run<Doubled<0>, 1>() : run<Doubled<1>, 1>();
     else if (args.down_y == 1)
       args.down_x == 1 ? run<Plain, 1>() : run<Halved, 1>();
@@ -58,8 +57,6 @@ class FirLines {
   }
   // A few vectors more than needed: a load waits for a store that lies a multiple of 4096 bytes before it.
   int64_t line() const { return (ceil_div(args.out_width, kLanes) + 4) * kLanes; }
-
-  bool doubles() const { return args.up_x == 2 && args.up_y == 2 && args.down_x == 1 && args.down_y == 1; }
 
   template <class Along, int step_y>
   void run() const {

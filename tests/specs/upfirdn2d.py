@@ -46,6 +46,15 @@ def samples() -> list[Sample]:
         make("many_channels", 2, 37, 4, 5, taps=(4, 4), up=2, padding=[2, 1, 2, 1]),
         make("wide", 1, 2, 3, 77, taps=(4,), up=2, padding=[2, 1, 2, 1]),
         make("wide_down", 1, 2, 6, 91, taps=(12,), down=2, padding=5),
+        # Four taps: line by line in planes, in blocks of rows where planes are few; by pixels in channels_last.
+        make("lines", 1, 2, 70, 37, taps=(4,), padding=[2, 1, 2, 1]),
+        make("lines_down", 1, 2, 75, 70, taps=(4,), down=2, padding=[3, -1, 1, 2]),
+        make("lines_mixed", 1, 2, 9, 40, taps=(4,), down=[1, 2], padding=[-3, 9, -1, 2]),
+        make("lines_up", 1, 2, 37, 35, taps=(4,), up=2, padding=[1, 2, 3, 0]),
+        make("lines_up_cropped", 1, 2, 6, 40, taps=(4,), up=2, padding=[-3, 4, 2, -1]),
+        make("pixels", 1, 37, 6, 7, taps=(4,), padding=[2, 1, 2, 1]),
+        make("pixels_down", 2, 37, 9, 6, taps=(4,), down=2, padding=[1, 2, 3, 0]),
+        make("pixels_mixed", 1, 16, 8, 9, taps=(4,), down=[2, 1], padding=[-2, 3, 4, -1]),
         make("large_factors", 1, 2, 7, 9, taps=(9, 7), up=[4, 3], down=[3, 5], padding=6),
         make("empty", 0, 3, 4, 4, up=2, padding=2),
     ]
