@@ -20,7 +20,13 @@ def instance_norm_act(
     """Instance norm with weight and bias ``[C]`` or ``[N, C]``, plus the residual, through the activation."""
     per_sample = [v for v in (weight, bias) if v is not None and v.dim() == 2]
     own = (None, None) if per_sample else (weight, bias)
-    u = F.instance_norm(x, None, None, *own, eps=eps) if x.numel() else x.clone()  # PyTorch refuses empty batches
+    if not x.numel():
+        u = x.clone()  # PyTorch refuses empty batches
+    elif x.shape[0] == 1:
+        # The same, and right: PyTorch's instance norm misreads the channels_last gradient of a single image.
+        u = F.batch_norm(x, None, None, *own, training=True, eps=eps)
+    else:
+        u = F.instance_norm(x, None, None, *own, eps=eps)
     if per_sample:
         ones = [1] * (x.dim() - 2)
         u = u if weight is None else u * weight.reshape(*weight.shape, *ones)
