@@ -22,7 +22,6 @@ from gencore.ops.conv_core import (
     convolution_cpu,
     differentiate_convolution,
     fake_convolution,
-    gives_channels_last,
     output_channels,
     save_convolution,
 )
@@ -59,8 +58,6 @@ def conv_moments(
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # float16 goes through float32, whose statistics are others
-# Contiguous channels up to this size batch norm reads once anyway: its second pass finds them in the L2 cache.
-_RESIDENT_BYTES = 640 << 10
 
 
 def _pays(
@@ -76,9 +73,8 @@ def _pays(
     if winograd_scheme(input, weight, stride, padding, dilation, out_size, groups, transposed) != NONE:
         return False  # which gathers nothing, and saves more
     pixels = input.shape[0] * prod(out_size)
-    if pixels * output_channels(weight, groups, transposed) < FEW_ELEMENTS:
-        return False  # PyTorch's batch norm follows, which takes its own
-    return gives_channels_last(input, weight) or pixels * input.element_size() > _RESIDENT_BYTES
+    # Below that many elements PyTorch's batch norm follows, which takes its own.
+    return pixels * output_channels(weight, groups, transposed) >= FEW_ELEMENTS
 
 
 def _moments_cpu(
