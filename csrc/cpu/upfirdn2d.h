@@ -3,8 +3,8 @@
 // Which taps of a filter meet pixels and which meet the zeros between them depends on the output index modulo `up`
 // alone: each such phase has a list of taps of its own, and no zero is stored or multiplied. A filter of rank 1 is run
 // as two: of four taps in fir_lines.h (planes) and fir_pixels.h (channels_last); others in fir_planes.h (planes) and
-// upfirdn2d.cpp, where an output row is made from a few input rows while all of it lies in the first-level cache. Filters
-// of another rank go row by row.
+// upfirdn2d.cpp, where an output row is made from a few input rows while all of it lies in the first-level cache.
+// Filters of another rank go row by row.
 #pragma once
 
 #include <cstdint>
