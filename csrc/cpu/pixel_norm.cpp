@@ -14,9 +14,9 @@ constexpr int64_t kStreamBytes = 16 << 20;
 // Terms that one float adds up before they join the sum of sums: rounding grows with the length of a run.
 constexpr int64_t kRun = 32;
 
-// Vectors of pixels whose sums stay in registers.
+// Vectors of pixels whose sums stay in registers, of which AVX-512 has twice as many.
 template <bool gradient>
-constexpr int kTile = gradient ? 8 : 16;
+constexpr int kTile = (gradient ? 4 : 8) * (kLanes == 16 ? 2 : 1);
 
 template <class T, bool gradient>
 struct Operands {
