@@ -43,14 +43,14 @@ struct Reader {
     return activation_gradient<activation>(value, before, negative_slope);
   }
   // Lanes behind the end have u = 0 and grad_y = 0, and add nothing to any sum.
-  GENCORE_INLINE void add(int64_t i, int64_t n, V mean, V scale, V bias, V (&sum)[kSums][1]) const {
+  GENCORE_INLINE void add(int64_t i, int64_t n, V mean, V scale, V bias, V (&sum)[kSums]) const {
     const V d = load(x + i, n) - mean, u = load(cotangent + i, n);
     const V g = slope(load(grad_y + i, n), d * scale + bias);
-    sum[kU][0] += u;
-    sum[kUd][0] += u * d;
-    sum[kG][0] += g;
-    sum[kGd][0] += g * d;
-    sum[kUg][0] += u * g;
+    sum[kU] += u;
+    sum[kUd] += u * d;
+    sum[kG] += g;
+    sum[kGd] += g * d;
+    sum[kUg] += u * g;
   }
 };
 
@@ -61,12 +61,12 @@ void planar_sums(const BatchNormActDoubleBackwardArgs& args, int64_t width, cons
   const Reader<T, activation> reader(args);
   const auto at = [&](const C* column) { return broadcast<V>(column[piece.channel]); };
   const V mean = at(columns.mean), scale = at(columns.scale), bias = at(columns.bias);
-  V sum[4][kSums][1] = {};
+  V sum[4][kSums] = {};
   for_each_vector<Vector<C>::lanes>(piece.count, [&](int64_t i, int64_t n, int slot) GENCORE_LAMBDA {
     reader.add(piece.offset + i, n, mean, scale, bias, sum[slot]);
   });
   for (int k = 0; k < kSums; k++)
-    sums[k * width] = static_cast<C>(horizontal_sum((sum[0][k][0] + sum[1][k][0]) + (sum[2][k][0] + sum[3][k][0])));
+    sums[k * width] = static_cast<C>(horizontal_sum((sum[0][k] + sum[1][k]) + (sum[2][k] + sum[3][k])));
 }
 
 template <class T, Activation activation, class C = compute_t<T>>
@@ -81,10 +81,13 @@ void row_sums(const BatchNormActDoubleBackwardArgs& args, int64_t width, const C
                                                  int64_t n) GENCORE_LAMBDA {
     for (int64_t c = column; c < column + vectors * lanes; c += lanes) {
       const V mean = load(columns.mean + c, n), scale = load(columns.scale + c, n), bias = load(columns.bias + c, n);
-      V sum[kSums][1] = {};
+      V sum[kSums] = {};
       for (int64_t row = first; row < last; row++)
         for (int s = 0; s < streams; s++) reader.add((row + s * apart) * width + c, n, mean, scale, bias, sum);
-      for (int k = 0; k < kSums; k++) add_tile(sums + k * width + c, n, sum[k]);
+      for (int k = 0; k < kSums; k++) {
+        C* to = sums + k * width + c;
+        store(to, load(to, n) + sum[k], n);
+      }
     }
   };
   for_each_tile<lanes, 2>(rows, add);

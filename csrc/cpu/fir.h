@@ -54,14 +54,26 @@ struct Axis {
   }
 };
 
-// Both axes doubled, and nothing else.
-inline bool doubles(const Upfirdn2dArgs& args) {
-  return args.up_x == 2 && args.up_y == 2 && args.down_x == 1 && args.down_y == 1;
-}
-// Neither axis up-sampled, and neither down-sampled by more than two.
-inline bool is_plain_or_halves(const Upfirdn2dArgs& args) {
-  return args.up_x == 1 && args.up_y == 1 && args.down_x <= 2 && args.down_y <= 2;
-}
+// A separable filter of four by four taps, of images as they are, doubled, or at strides of one or two.
+template <class C>
+struct FourTaps {
+  static constexpr int kTaps = 4;
+  bool doubled, found;  // found: this is such a filter
+  C column_tap[kTaps] = {}, row_tap[kTaps] = {};
+  Phase columns[2] = {}, phases[2] = {};  // of even and odd outputs of a doubled image, down and along
+
+  FourTaps(const Upfirdn2dArgs& args, const C* column, const C* row)
+      : doubled(args.up_x == 2 && args.up_y == 2 && args.down_x == 1 && args.down_y == 1) {
+    const bool others = args.up_x == 1 && args.up_y == 1 && args.down_x <= 2 && args.down_y <= 2;
+    found = (doubled || others) && args.filter_height == kTaps && args.filter_width == kTaps;
+    if (!found) return;
+    for (int i = 0; i < kTaps; i++) column_tap[i] = column[i], row_tap[i] = row[i];
+    for (int p = 0; doubled && p < 2; p++) {
+      columns[p] = Axis(2, 1, args.pad_y, kTaps).phase(p);
+      phases[p] = Axis(2, 1, args.pad_x, kTaps).phase(p);
+    }
+  }
+};
 
 // The outer product that the filter is, if it is one to the precision of C: its column and its row.
 template <class C>

@@ -12,27 +12,19 @@ namespace gencore::GENCORE_ISA {
 namespace {
 
 template <class T>
-class FirLines {
+class FirLines : private FourTaps<float> {
  public:
   // `column` and `row`: the filter. Runs where fits() says so.
   FirLines(const Upfirdn2dArgs& args, const float* column, const float* row, bool streaming)
-      : args(args), streaming(streaming) {
-    for (int i = 0; fits() && i < kTaps; i++) column_tap[i] = column[i], row_tap[i] = row[i];
-    if (doubles(args))
-      for (int p = 0; p < 2; p++) {
-        columns[p] = Axis(2, 1, args.pad_y, kTaps).phase(p);
-        phases[p] = Axis(2, 1, args.pad_x, kTaps).phase(p);
-      }
-  }
+      : FourTaps(args, column, row), args(args), streaming(streaming) {}
 
   // Lines of more numbers would fill a second-level cache.
   bool fits() const {
-    return (doubles(args) || is_plain_or_halves(args)) && args.channels == 1 && args.filter_height == kTaps &&
-           args.filter_width == kTaps && args.pad_x >= -kLanes && args.pad_x <= kLanes && args.out_width <= 8192;
+    return found && args.channels == 1 && args.pad_x >= -kLanes && args.pad_x <= kLanes && args.out_width <= 8192;
   }
 
   void run() const {
-    if (doubles(args))
+    if (doubled)
       phases[0].base == phases[1].base ? run<Doubled<0>, 1>() : run<Doubled<1>, 1>();
     else if (args.down_y == 1)
       args.down_x == 1 ? run<Plain, 1>() : run<Halved, 1>();
@@ -41,7 +33,6 @@ class FirLines {
   }
 
  private:
-  static constexpr int kTaps = 4;
   // Output rows that are one task where planes are few: the rows above it are filtered once more.
   static constexpr int64_t kBlock = 32;
 
@@ -104,13 +95,18 @@ class FirLines {
   }
   // The filter along a row: `up` vectors of outputs from `step` of inputs and as many that follow. `lead`: how far
   // before the row the first output begins.
-  struct Plain {
-    static constexpr int up = 1, step = 1;
+  struct Single {
+    static constexpr int up = 1;
     vfloat tap[kTaps];
     int64_t lead;
-    GENCORE_INLINE explicit Plain(const FirLines& of) : lead(of.args.pad_x) {
+    GENCORE_INLINE explicit Single(const FirLines& of) : lead(of.args.pad_x) {
       for (int k = 0; k < kTaps; k++) tap[k] = broadcast<vfloat>(of.row_tap[k]);
     }
+  };
+  struct Plain : Single {
+    static constexpr int step = 1;
+    using Single::Single;
+    using Single::tap;
     GENCORE_INLINE void operator()(const vfloat (&v)[1], const vfloat (&next)[1], vfloat (&out)[1]) const {
       out[0] = v[0] * tap[0];
       out[0] += moved<1>(v[0], next[0]) * tap[1];
@@ -118,13 +114,10 @@ class FirLines {
       out[0] += moved<3>(v[0], next[0]) * tap[3];
     }
   };
-  struct Halved {
-    static constexpr int up = 1, step = 2;
-    vfloat tap[kTaps];
-    int64_t lead;
-    GENCORE_INLINE explicit Halved(const FirLines& of) : lead(of.args.pad_x) {
-      for (int k = 0; k < kTaps; k++) tap[k] = broadcast<vfloat>(of.row_tap[k]);
-    }
+  struct Halved : Single {
+    static constexpr int step = 2;
+    using Single::Single;
+    using Single::tap;
     GENCORE_INLINE void operator()(const vfloat (&v)[2], const vfloat (&next)[2], vfloat (&out)[1]) const {
       out[0] = v[0] * tap[0];
       out[0] += v[1] * tap[1];
@@ -243,8 +236,6 @@ class FirLines {
 
   const Upfirdn2dArgs& args;
   bool streaming;
-  float column_tap[kTaps] = {}, row_tap[kTaps] = {};
-  Phase columns[2] = {}, phases[2] = {};  // of even and odd outputs of a doubled image, down and along
 };
 
 }  // namespace

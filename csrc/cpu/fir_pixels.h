@@ -12,27 +12,20 @@ namespace gencore::GENCORE_ISA {
 namespace {
 
 template <class T>
-class FirPixels {
+class FirPixels : private FourTaps<compute_t<T>> {
  public:
   // `column` and `row`: the filter. Runs where fits() says so.
   FirPixels(const Upfirdn2dArgs& args, const compute_t<T>* column, const compute_t<T>* row, bool streaming)
-      : args(args), row_length(args.in_width * args.channels), streaming(streaming) {
-    for (int i = 0; fits() && i < kTaps; i++) column_tap[i] = column[i], row_tap[i] = row[i];
-    if (doubles(args))
-      for (int p = 0; p < 2; p++) {
-        columns[p] = Axis(2, 1, args.pad_y, kTaps).phase(p);
-        phases[p] = Axis(2, 1, args.pad_x, kTaps).phase(p);
-      }
-  }
+      : FourTaps<compute_t<T>>(args, column, row),
+        args(args),
+        row_length(args.in_width * args.channels),
+        streaming(streaming) {}
 
   // Pixels of fewer numbers than a vector has waste it; of many more, a first-level cache would not hold the sums.
-  bool fits() const {
-    return (doubles(args) || is_plain_or_halves(args)) && args.channels > 1 && args.channels >= lanes &&
-           args.channels <= 1024 && args.filter_height == kTaps && args.filter_width == kTaps;
-  }
+  bool fits() const { return this->found && args.channels > 1 && args.channels >= lanes && args.channels <= 1024; }
 
   void run() const {
-    if (doubles(args))
+    if (this->doubled)
       run_doubled();
     else if (args.down_y == 1)
       args.down_x == 1 ? run<1, 1>() : run<1, 2>();
@@ -43,7 +36,9 @@ class FirPixels {
  private:
   using C = compute_t<T>;
   using V = vector_t<C>;
-  static constexpr int lanes = Vector<C>::lanes, kTaps = 4, kRows = 2;
+  using Four = FourTaps<C>;
+  using Four::column_tap, Four::columns, Four::kTaps, Four::phases, Four::row_tap;
+  static constexpr int lanes = Vector<C>::lanes, kRows = 2;
 
   struct Work {  // one thread's arrays
     T* zeros;    // an input row outside the image
@@ -251,8 +246,6 @@ class FirPixels {
   const Upfirdn2dArgs& args;
   int64_t row_length;
   bool streaming;
-  C column_tap[kTaps] = {}, row_tap[kTaps] = {};
-  Phase columns[2] = {}, phases[2] = {};  // of even and odd outputs of a doubled image, down and along
 };
 
 }  // namespace
