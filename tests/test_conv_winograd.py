@@ -14,7 +14,7 @@ from torch import Tensor
 import gencore.functional as G
 from gencore.extension import EXTENSION
 from gencore.ops import conv_core, conv_packing
-from gencore.ops.conv_winograd import STRIDED, UNIT, UNIT_LARGE
+from gencore.ops.conv_winograd import STRIDED, STRIDED_LARGE, UNIT, UNIT_LARGE
 from tests.test_conv import assert_as_good, check_against_float64
 
 pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
@@ -34,9 +34,9 @@ SHAPES = [
     ("conv2d", (70, 16, 9, 8), 16, 4, {"stride": 2, "padding": 1}),
     ("conv_transpose2d", (3, 50, 9, 11), 70, 4, {"stride": 2, "padding": 1}),
     ("conv2d", (7, 20, 51, 48), 40, 3, {"stride": 2, "padding": 1}),
-    ("conv2d", (9, 16, 54, 43), 16, 3, {"stride": 2}),
-    ("conv_transpose2d", (4, 20, 33, 35), 18, 3, {"stride": 2}),
-    ("conv_transpose2d", (5, 16, 34, 32), 33, 3, {"stride": 2, "output_padding": 1}),
+    ("conv2d", (9, 16, 54, 41), 16, 3, {"stride": 2}),
+    ("conv_transpose2d", (4, 20, 32, 35), 18, 3, {"stride": 2}),
+    ("conv_transpose2d", (6, 16, 13, 13), 33, 3, {"stride": 2, "output_padding": 1}),
     ("conv_transpose2d", (2, 17, 16, 15), 18, 4, {"stride": 2, "padding": 1, "output_padding": (1, 0)}),
     ("conv3d", (2, 20, 5, 9, 10), 66, 3, {"padding": 1}),
     ("conv3d", (3, 16, 4, 7, 6), 33, (5, 3, 3), {"stride": (2, 1, 1), "padding": (3, 1, 0)}),
@@ -44,8 +44,17 @@ SHAPES = [
     ("conv_transpose3d", (2, 18, 5, 9, 8), 66, 4, {"stride": 2, "padding": 1}),
     ("conv_transpose3d", (2, 16, 6, 8, 10), 20, (3, 4, 4), {"stride": (3, 2, 2), "padding": (0, 1, 1)}),
     ("conv_transpose3d", (2, 20, 4, 6, 7), 16, (2, 3, 3), {"stride": (3, 1, 1), "output_padding": (1, 0, 0)}),
+    # So many channels that V is made row by row.
+    ("conv2d", (2, 180, 20, 13), 140, 3, {"padding": 1}),
+    ("conv2d", (1, 130, 34, 20), 70, 4, {"stride": 2, "padding": 1}),
+    ("conv2d", (2, 140, 32, 32), 66, 4, {"stride": 2, "padding": 1}),
+    ("conv2d", (4, 150, 66, 67), 66, 3, {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (3, 90, 8, 8), 130, 4, {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (3, 70, 9, 11), 130, 4, {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (17, 70, 8, 8), 66, 3, {"stride": 2}),
+    ("conv_transpose2d", (4, 120, 16, 16), 70, 3, {"stride": 2, "output_padding": 1}),
 ]
-VOLUMES = range(17, 23)
+VOLUMES, WIDE = range(17, 23), range(23, 31)
 
 
 def last_format(t: Tensor) -> Tensor:
@@ -79,7 +88,7 @@ def test_matches_float64(
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "prelu", "tanh", "sigmoid", "silu"])
 @pytest.mark.parametrize(
-    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14, 19, 20)]
+    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14, 19, 20, 23, 27, 29)]
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_epilogue(
@@ -173,7 +182,7 @@ def test_large_tiles_leave_what_is_not_finite_in_its_place(value: float) -> None
 
 @pytest.mark.parametrize("strides", ["contiguous", "channels_last", "transposed", "cut out"])
 @pytest.mark.parametrize(
-    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES)]
+    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES, *WIDE)]
 )
 def test_weights_of_any_strides(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any], strides: str
@@ -191,7 +200,7 @@ def test_weights_of_any_strides(
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14, 17, 19, 20)]
+    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14, 17, 19, 20, *WIDE)]
 )
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
 def test_what_is_not_finite_stays_where_it_belongs(
@@ -199,7 +208,8 @@ def test_what_is_not_finite_stays_where_it_belongs(
 ) -> None:
     """Outputs that share a tile with it get their own values, by direct sums; so do sums that overflow in between."""
     x, weight, _ = draw(name, shape, out, kernel)
-    x[0, 3, ..., 4, 4].view(-1)[0], x[0, 3, ..., 4, 6].view(-1)[0] = value, -value
+    for column, sign in ((2, -1), (4, 1), (6, -1)):
+        x[0, 3, ..., 4, column].view(-1)[0] = sign * value
     residual = torch.randn_like(getattr(F, name)(x, weight, **arguments))
     ours, wanted = (
         getattr(G, name)(x, weight, **arguments, residual=residual, activation="relu", impl=impl)
@@ -214,18 +224,34 @@ def test_what_is_not_finite_stays_where_it_belongs(
 
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(3, 1, 0), (3, 1, 1), (3, 1, 2), (3, 2, 0), (3, 2, 1), (4, 2, 1)]
+    ("kernel", "stride", "padding", "size", "scheme"),
+    [
+        (3, 1, 0, (21, 18), UNIT),
+        (3, 1, 1, (21, 18), UNIT),
+        (3, 1, 2, (21, 18), UNIT),
+        (3, 2, 0, (21, 18), STRIDED),
+        (3, 2, 1, (21, 18), STRIDED),
+        (4, 2, 1, (16, 16), STRIDED),
+        (4, 2, 1, (21, 18), STRIDED_LARGE),
+    ],
 )
 @pytest.mark.parametrize("channels_last", [(False, False), (True, False), (False, True), (True, True)])
 def test_weight_gradient_of_many_parts(
-    name: str, kernel: int, stride: int, padding: int, channels_last: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    kernel: int,
+    stride: int,
+    padding: int,
+    size: tuple[int, int],
+    scheme: int,
+    channels_last: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """More tiles than are transformed at a time, in boxes that do not divide them; both layouts of both tensors."""
-    taken: list[bool] = []
-    fits = conv_core.weight_gradient_by_winograd
-    monkeypatch.setattr(conv_core, "weight_gradient_by_winograd", lambda *a: taken.append(fits(*a)) or taken[-1])
+    taken: list[int] = []
+    fits = conv_core.weight_gradient_scheme
+    monkeypatch.setattr(conv_core, "weight_gradient_scheme", lambda *a: taken.append(fits(*a)) or taken[-1])
     channels = (180, 190) if (kernel, stride) == (3, 2) else (61, 62)
-    x, weight, _ = draw(name, (23, channels[0], 21, 18), channels[1], kernel)
+    x, weight, _ = draw(name, (23, channels[0], *size), channels[1], kernel)
     arguments = {"stride": stride, "padding": padding}
     grad = torch.randn_like(getattr(F, name)(x, weight, **arguments))
     x, grad = (
@@ -239,7 +265,7 @@ def test_weight_gradient_of_many_parts(
 
     exact, theirs = gradient(getattr(F, name), torch.float64), gradient(getattr(F, name))
     assert_as_good(gradient(getattr(G, name), impl="cpu"), theirs, exact)
-    assert taken == [True]
+    assert taken == [scheme]
 
 
 @pytest.mark.parametrize(
@@ -256,9 +282,9 @@ def test_weight_gradient_of_many_parts(
 def test_weight_gradient_of_volumes(
     name: str, kernel: tuple[int, ...], arguments: dict[str, Any], channels_last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[bool] = []
-    fits = conv_core.weight_gradient_by_winograd
-    monkeypatch.setattr(conv_core, "weight_gradient_by_winograd", lambda *a: taken.append(fits(*a)) or taken[-1])
+    taken: list[int] = []
+    fits = conv_core.weight_gradient_scheme
+    monkeypatch.setattr(conv_core, "weight_gradient_scheme", lambda *a: taken.append(fits(*a)) or taken[-1])
     x, weight, _ = draw(name, (5, 60, 7, 12, 10), 62, kernel)
     check_against_float64(name, *(map(last_format, (x, weight)) if channels_last else (x, weight)), None, **arguments)
     assert taken
@@ -266,7 +292,7 @@ def test_weight_gradient_of_volumes(
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES)]
+    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES, *WIDE)]
 )
 def test_bits_do_not_depend_on_threads(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any]
@@ -301,8 +327,10 @@ def test_refuses_what_it_is_not_for() -> None:
     for scheme in (UNIT, UNIT_LARGE):
         with pytest.raises(RuntimeError, match="float32 filters of 3x3"):
             raw.conv_packed_bytes(torch.randn(16, 16, 4, 4), 1, True, scheme)
-    with pytest.raises(RuntimeError, match="unknown winograd scheme 4"):
-        raw.conv_packed_bytes(weight, 1, True, 4)
+    with pytest.raises(RuntimeError, match="unknown winograd scheme 5"):
+        raw.conv_packed_bytes(weight, 1, True, 5)
+    with pytest.raises(RuntimeError, match="large tiles take 4x4 or transposed 3x3"):
+        raw.conv_packed_bytes(weight, 1, True, STRIDED_LARGE)
     with pytest.raises(RuntimeError, match="has another stride"):
         raw.conv_forward(x, packed, *[None] * 4, 1, [3, 3], [2, 2], [1, 1], [1, 1], False, 0, 0.0, UNIT, y)
     with pytest.raises(RuntimeError, match="without groups and dilation"):
@@ -313,4 +341,4 @@ def test_refuses_what_it_is_not_for() -> None:
         forward(4, 2, 1, 1)
     gathered, dense, result = torch.randn(1, 16, 9, 9), torch.randn(1, 64, 7, 7), torch.empty(64, 16, 3, 3)
     with pytest.raises(RuntimeError, match="and 4x4 at a stride of 2"):
-        raw.conv_weight_gradient(dense, gathered, 1, [3, 3], [3, 3], [0, 0], [1, 1], True, result)
+        raw.conv_weight_gradient(dense, gathered, 1, [3, 3], [3, 3], [0, 0], [1, 1], UNIT, result)

@@ -79,9 +79,12 @@ Dtype conv_dtype(const Tensor& tensor, const char* name) {
 }
 
 Winograd winograd_of(int64_t value) {
-  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(Winograd::unit_large), "unknown winograd scheme ", value);
+  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(Winograd::strided_large), "unknown winograd scheme ",
+                  value);
   return static_cast<Winograd>(value);
 }
+
+bool is_strided(Winograd scheme) { return scheme == Winograd::strided || scheme == Winograd::strided_large; }
 
 ConvPackArgs pack_args(const Tensor& weight, int64_t groups, bool columns_first, int64_t winograd, int64_t* bytes) {
   check_cpu(weight, "weight");
@@ -107,15 +110,21 @@ ConvPackArgs pack_args(const Tensor& weight, int64_t groups, bool columns_first,
   return args;
 }
 
+void check_large(Winograd scheme, int64_t side, bool transposed) {
+  STD_TORCH_CHECK(scheme != Winograd::strided_large || side == 4 || transposed,
+                  "at a stride of 2, winograd's large tiles take 4x4 or transposed 3x3");
+}
+
 // For conv_winograd, or where the scheme is none for conv_forward.
 void run_pack(const ConvPackArgs& args) {
   if (args.winograd == Winograd::none) return run_conv_pack(args);
   const int64_t side = args.kernel[1];
   STD_TORCH_CHECK(
       args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] <= kMostDepth && args.kernel[2] == side &&
-          (side == 3 || (side == 4 && args.winograd == Winograd::strided)),
+          (side == 3 || (side == 4 && is_strided(args.winograd))),
       "winograd takes float32 filters of 3x3 at strides of 1 and 2, and of 4x4 at 2, without groups, and at "
       "most 8 taps along the depth");
+  check_large(args.winograd, side, !args.columns_first);
   run_conv_winograd_pack(args);
 }
 
@@ -134,7 +143,7 @@ void pack(const Tensor& weight, int64_t groups, bool columns_first, int64_t wino
   run_pack(args);
 }
 
-void check_winograd(const ConvShape& s, Dtype dtype, bool transposed) {
+void check_winograd(const ConvShape& s, Dtype dtype, Winograd scheme, bool transposed) {
   STD_TORCH_CHECK(dtype == Dtype::float32 && s.groups == 1 && s.dilation[0] == 1 && s.dilation[1] == 1 &&
                       s.dilation[2] == 1 && s.kernel[0] <= kMostDepth,
                   "winograd takes float32 images, without groups and dilation, and at most 8 taps along the depth");
@@ -149,6 +158,8 @@ void check_winograd(const ConvShape& s, Dtype dtype, bool transposed) {
       fits,
       "winograd takes 3x3 at a stride of 1 or 2 (transposed, at 2 without padding), and 4x4 at a stride of 2 "
       "and a padding of 1");
+  STD_TORCH_CHECK(is_strided(scheme) == (step == 2), "this winograd scheme has another stride");
+  check_large(scheme, side, transposed);
 }
 
 // Whether the result is right: winograd's is not where an input is not finite.
@@ -235,9 +246,7 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
     run_conv_forward(args);
     return finite;
   }
-  check_winograd(args.shape, args.dtype, transposed);
-  STD_TORCH_CHECK((args.winograd == Winograd::strided) == (args.shape.stride[1] == 2),
-                  "this winograd scheme has another stride");
+  check_winograd(args.shape, args.dtype, args.winograd, transposed);
   STD_TORCH_CHECK(!mean, "winograd gathers no statistics");
   args.finite = &finite;
   run_conv_winograd(args);
@@ -245,7 +254,7 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
 }
 
 void weight_gradient(const Tensor& dense, const Tensor& gathered, int64_t groups, const Sizes& kernel,
-                     const Sizes& stride, const Sizes& padding, const Sizes& dilation, bool winograd,
+                     const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t winograd,
                      Tensor grad_weight) {
   const ScalarType type = dense.scalar_type();
   ConvWeightGradientArgs args{};
@@ -260,8 +269,10 @@ void weight_gradient(const Tensor& dense, const Tensor& gathered, int64_t groups
   check_dense(grad_weight, "grad_weight", compute_type(type), out.channels * (in.channels / groups) * taps);
   args.weight_gradient = grad_weight.mutable_data_ptr();
   STD_TORCH_CHECK(dense.numel() > 0 && gathered.numel() > 0, "the tensors must not be empty");
-  if (!winograd) return run_conv_weight_gradient(args);
-  check_winograd(args.shape, args.dtype, false);
+  args.winograd = winograd_of(winograd);
+  if (args.winograd == Winograd::none) return run_conv_weight_gradient(args);
+  check_winograd(args.shape, args.dtype, args.winograd, false);
+  STD_TORCH_CHECK(args.winograd != Winograd::unit_large, "weight gradients take no tiles of 4x4 outputs");
   run_conv_winograd_weight_gradient(args);
 }
 
@@ -310,7 +321,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gencore_c, m) {
       "noise=None, float gain=1.0, float clamp=-1.0) -> bool");
   m.def(
       "conv_weight_gradient(Tensor dense, Tensor gathered, int groups, int[] kernel, int[] stride, int[] padding, "
-      "int[] dilation, bool winograd, Tensor(a!) grad_weight) -> ()");
+      "int[] dilation, int winograd, Tensor(a!) grad_weight) -> ()");
   m.def("fingerprint(Tensor tensor, int pieces) -> int");
   m.def("fingerprints(Tensor[] tensors, int pieces) -> int");
 }

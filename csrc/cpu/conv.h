@@ -29,10 +29,11 @@ constexpr int64_t kMostDepth = 8;
 
 // How conv_winograd and its packing go about it: the schemes of conv_winograd.h.
 enum class Winograd : int64_t {
-  none,        // conv_forward does it
-  unit,        // a stride of 1, tiles of 2x2 outputs
-  strided,     // a stride of 2
-  unit_large,  // a stride of 1, tiles of 4x4 outputs
+  none,           // conv_forward does it
+  unit,           // a stride of 1, tiles of 2x2 outputs
+  strided,        // a stride of 2, tiles of 2x2 outputs (transposed, of each phase)
+  unit_large,     // a stride of 1, tiles of 4x4 outputs
+  strided_large,  // a stride of 2, tiles of 3x3 outputs (transposed, of each phase); 4x4, or transposed
 };
 
 // Sizes are (depth, height, width). Channels are totals over all groups.
@@ -96,6 +97,7 @@ struct ConvWeightGradientArgs {
   void* weight_gradient;  // [out_channels, in_channels / groups, kernel...], contiguous
   bool dense_channels_last, gathered_channels_last;
   Dtype dtype;
+  Winograd winograd;
 };
 
 struct FingerprintArgs {

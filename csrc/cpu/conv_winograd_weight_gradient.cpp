@@ -287,7 +287,9 @@ void weight_gradient(const ConvWeightGradientArgs& args) {
 }  // namespace
 
 void conv_winograd_weight_gradient(const ConvWeightGradientArgs& args) {
-  if (args.shape.kernel[1] == 4)
+  if (args.winograd == Winograd::strided_large)
+    weight_gradient<Strided4Large>(args);
+  else if (args.shape.kernel[1] == 4)
     weight_gradient<Strided4>(args);
   else if (args.shape.stride[1] == 2)
     weight_gradient<Strided3>(args);

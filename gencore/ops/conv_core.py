@@ -30,7 +30,7 @@ from gencore.ops._layout import empty, is_channels_last, laid_out, workable
 from gencore.ops._library import define, is_watched
 from gencore.ops.bias_act import kinked_gradients
 from gencore.ops.conv_packing import Packed
-from gencore.ops.conv_winograd import NONE, weight_gradient_by_winograd, winograd_scheme
+from gencore.ops.conv_winograd import NONE, weight_gradient_scheme, winograd_scheme
 from gencore.reference.conv import scale_weight, split_channels
 
 FUSED_IN_TRAINING = ("identity", "relu", "leaky_relu", "tanh", "sigmoid")
@@ -118,7 +118,7 @@ def _weight_gradient_cpu(
     result = torch.empty(shape, dtype=compute_dtype(dense.dtype), device=dense.device)
     if dense.numel() == 0 or gathered.numel() == 0:
         return result.zero_()
-    winograd = weight_gradient_by_winograd(dense, gathered, kernel, stride, padding, dilation, groups)
+    winograd = weight_gradient_scheme(dense, gathered, kernel, stride, padding, dilation, groups)
     torch.ops.gencore_c.conv_weight_gradient(
         workable(dense), workable(gathered), groups, kernel, stride, padding, dilation, winograd, result
     )

@@ -10,20 +10,30 @@ AVX-512.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 # The schemes, as csrc/cpu/conv.h numbers them.
-NONE, UNIT, STRIDED, UNIT_LARGE = range(4)
+NONE, UNIT, STRIDED, UNIT_LARGE, STRIDED_LARGE = range(5)
 
 _FEW_CHANNELS = 16
-_BLOCK = 64  # columns of a weight gradient come in such blocks
-# At a stride of 2, by the filter's side and whether it is transposed: the least side of the output and its least number
-# of pixels. Small images meet much padding, which direct sums leave out; few pixels are not worth larger weights.
-_LEAST = {(4, False): (4, 128), (4, True): (4, 128), (3, False): (8, 4096), (3, True): (64, 4096)}
+_BLOCK = 64  # columns come in such blocks
+# At a stride of 2, by the filter's side: the least number of pixels, for few are not worth larger weights.
+_LEAST_STRIDED = {4: 128, 3: 4096}
+# The same, by the side and whether it is transposed: of each scheme the side of a tile of outputs and the pairs of
+# values and filters that meet along it.
+_TILES = {
+    (4, False): {STRIDED: (2, 6), STRIDED_LARGE: (3, 8)},
+    (4, True): {STRIDED: (4, 6), STRIDED_LARGE: (6, 8)},
+    (3, False): {STRIDED: (2, 5)},
+    (3, True): {STRIDED: (4, 5), STRIDED_LARGE: (6, 7)},
+}
+# How many times fewer products than terms pay for the transforms (over less than a block of channels these weigh more),
+# and than those of small tiles for larger transforms.
+_FEWER, _FEWER_OF_NARROW, _FEWER_OF_LARGE = 1.25, 1.4, 1.1
 _LEAST_LARGE = 512  # pixels, for tiles of 4x4
 _FEW_CHANNELS_STRIDED_3 = 128  # for the weight gradient
 
@@ -50,8 +60,22 @@ def winograd_scheme(
     pixels = x.shape[0] * prod(out_size)
     if stride[-1] == 1:
         return UNIT_LARGE if pixels >= _LEAST_LARGE and may_be_less_exact() else UNIT
-    least_side, least_pixels = _LEAST[weight.shape[-1], transposed]
-    return STRIDED if min(out_size[-2:]) >= least_side and pixels >= least_pixels else NONE
+    side, (height, width) = weight.shape[-1], out_size[-2:]
+    terms = height * width * side**2 / (4 if transposed else 1)
+    scheme, products = _strided_scheme(side, transposed, height, width)
+    fewer = _FEWER if min(weight.shape[:2]) >= _BLOCK else _FEWER_OF_NARROW
+    return scheme if pixels >= _LEAST_STRIDED[side] and fewer * products <= terms else NONE
+
+
+def _strided_scheme(side: int, transposed: bool, height: int, width: int) -> tuple[int, float]:
+    """That of the fewest products at a stride of 2, and these. Tiles that an image cuts through count whole."""
+    found = {}
+    for scheme, (outputs, pairs) in _TILES[side, transposed].items():
+        found[scheme] = -(-height // outputs) * -(-width // outputs) * pairs**2
+    large = found.get(STRIDED_LARGE, inf)
+    if _FEWER_OF_LARGE * large <= found[STRIDED]:
+        return STRIDED_LARGE, large
+    return STRIDED, found[STRIDED]
 
 
 def may_be_less_exact() -> bool:
@@ -60,16 +84,18 @@ def may_be_less_exact() -> bool:
     return switch.conv.fp32_precision in ("tf32", "bf16")
 
 
-def weight_gradient_by_winograd(
+def weight_gradient_scheme(
     dense: Tensor, gathered: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, groups: int
-) -> bool:
-    """Of a weight gradient, of a transposed convolution or not."""
+) -> int:
+    """That of a weight gradient, of a transposed convolution or not."""
     if dense.dtype != torch.float32 or groups != 1 or not _has_a_scheme(kernel, stride, padding, dilation, False):
-        return False
+        return NONE
     strided_3 = (kernel[-1], stride[-1]) == (3, 2)
     rows, columns = gathered.shape[1], dense.shape[1]
     few = _FEW_CHANNELS_STRIDED_3 if strided_3 else _FEW_CHANNELS
-    return min(rows, columns) >= few and 4 * columns >= 3 * _BLOCK * -(-columns // _BLOCK)
+    if min(rows, columns) < few or 4 * columns < 3 * _BLOCK * -(-columns // _BLOCK):
+        return NONE
+    return UNIT if stride[-1] == 1 else _strided_scheme(kernel[-1], False, *dense.shape[-2:])[0]
 
 
 def _has_a_scheme(kernel: Size, stride: Size, padding: Size, dilation: Size, transposed: bool) -> bool:

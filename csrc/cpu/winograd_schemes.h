@@ -1,0 +1,299 @@
+// The 1-D schemes of conv_winograd.h: which products they take, of what, and which outputs these make.
+#pragma once
+
+#include "gencore/simd.h"
+
+namespace gencore::GENCORE_ISA {
+
+namespace {
+
+// A filter of kTaps; a tile of kOutputs outputs from kInputs inputs, and kStep inputs to the next tile. Pair p is a
+// filter value times the input value kValue[p], and part of the sum kSum[p]. The two gradients are the transposes of
+// `outputs` and `filter`.
+struct Filter3 {
+  static constexpr int kTaps = 3, kInputs = 4, kStep = 2, kOutputs = 2, kValues = 4, kSums = 4, kPairs = 4;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 3}, kSum[kPairs] = {0, 1, 2, 3};
+  static constexpr int64_t kLongestRun = 64, kBoxBytes = 1280 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    v[0] = d[0] - d[2];
+    v[1] = d[1] + d[2];
+    v[2] = d[2] - d[1];
+    v[3] = d[1] - d[3];
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    u[0] = g[0];
+    u[1] = 0.5f * ((g[0] + g[2]) + g[1]);
+    u[2] = 0.5f * ((g[0] + g[2]) - g[1]);
+    u[3] = g[2];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = (m[0] + m[1]) + m[2];
+    y[1] = (m[1] - m[2]) - m[3];
+  }
+  static GENCORE_INLINE void sums_gradient(const vfloat (&y)[kOutputs], vfloat (&m)[kSums]) {
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[0] - y[1];
+    m[3] = -y[1];
+  }
+  static GENCORE_INLINE void filter_gradient(const vfloat (&u)[kPairs], vfloat (&g)[kTaps]) {
+    const vfloat sum = 0.5f * (u[1] + u[2]);
+    g[0] = u[0] + sum;
+    g[1] = 0.5f * (u[1] - u[2]);
+    g[2] = u[3] + sum;
+  }
+};
+
+// Interpolation at 0, 1, -1, 1/2, -2 and infinity, whose rounding errors are the least of the points that are powers of
+// two (Barabasz et al., "Error analysis and improving the accuracy of Winograd convolution for deep neural networks",
+// 2020, section 5): half of what 0, 1, -1, 2 and -2 give.
+struct Filter3Large {
+  static constexpr int kTaps = 3, kInputs = 6, kStep = 4, kOutputs = 4, kValues = 6, kSums = 6, kPairs = 6;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4, 5}, kSum[kPairs] = {0, 1, 2, 3, 4, 5};
+  static constexpr int64_t kLongestRun = 64, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    const vfloat odd = d[3] - d[1], even = d[4] - d[2], half = 0.5f * (odd + even);
+    v[0] = 0.5f * (even - (d[2] - d[0])) + 0.75f * odd;
+    v[1] = half + 0.75f * (d[3] + d[2]);
+    v[2] = (even - half) + 0.75f * (d[3] - d[2]);
+    v[3] = odd + 0.5f * even;
+    v[4] = even - 0.5f * odd;
+    v[5] = 0.5f * ((d[5] - d[3]) - odd) + 0.75f * even;
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    const vfloat outer = (2.0f / 3.0f) * (g[0] + g[2]), inner = (2.0f / 3.0f) * g[1];
+    u[0] = 2.0f * g[0];
+    u[1] = inner + outer;
+    u[2] = inner - outer;
+    u[3] = (-8.0f / 15.0f) * (4.0f * g[0] + 2.0f * g[1] + g[2]);
+    u[4] = (1.0f / 15.0f) * (g[0] - 2.0f * g[1] + 4.0f * g[2]);
+    u[5] = 2.0f * g[2];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    const vfloat sum = m[1] + m[2], difference = m[1] - m[2];
+    y[0] = (m[0] + sum) + (m[3] + m[4]);
+    y[1] = difference + (0.5f * m[3] - 2.0f * m[4]);
+    y[2] = sum + (0.25f * m[3] + 4.0f * m[4]);
+    y[3] = (difference + m[5]) + (0.125f * m[3] - 8.0f * m[4]);
+  }
+};
+
+// Output 2q is d[q-1] g[2] + d[q] g[0], and output 2q+1 is d[q] g[1] (without padding); a tile is two of each.
+struct Transposed3 {
+  static constexpr int kTaps = 3, kInputs = 3, kStep = 2, kOutputs = 4, kValues = 4, kSums = 5, kPairs = 5;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 1, 3}, kSum[kPairs] = {0, 1, 2, 3, 4};
+  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    v[0] = d[0] - d[1];
+    v[1] = d[1];
+    v[2] = d[2] - d[1];
+    v[3] = d[2];
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    u[0] = g[2];
+    u[1] = g[2] + g[0];
+    u[2] = g[0];
+    u[3] = u[4] = g[1];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[3];
+    y[2] = m[1] + m[2];
+    y[3] = m[4];
+  }
+};
+
+// A stride of 2: two outputs of F(2, 2), whatever the phases add to its three sums.
+struct Strided {
+  static constexpr int kStep = 4, kOutputs = 2, kSums = 3;
+  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[1] + m[2];
+  }
+  static GENCORE_INLINE void sums_gradient(const vfloat (&y)[kOutputs], vfloat (&m)[kSums]) {
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[1];
+  }
+};
+
+// The outer taps meet the even inputs, and the middle one the odd inputs.
+struct Strided3 : Strided {
+  static constexpr int kTaps = 3, kInputs = 5, kValues = 5, kPairs = 5;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4}, kSum[kPairs] = {0, 0, 1, 2, 2};
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    v[0] = d[0] - d[2];
+    v[1] = d[1];
+    v[2] = d[2];
+    v[3] = d[3];
+    v[4] = d[4] - d[2];
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    u[0] = g[0];
+    u[1] = u[3] = g[1];
+    u[2] = g[0] + g[2];
+    u[4] = g[2];
+  }
+  static GENCORE_INLINE void filter_gradient(const vfloat (&u)[kPairs], vfloat (&g)[kTaps]) {
+    g[0] = u[0] + u[2];
+    g[1] = u[1] + u[3];
+    g[2] = u[2] + u[4];
+  }
+};
+
+// Output 2q is d[q-1] g[3] + d[q] g[1], and output 2q+1 is d[q] g[2] + d[q+1] g[0]; a tile is two of each.
+struct Transposed4 {
+  static constexpr int kTaps = 4, kInputs = 4, kStep = 2, kOutputs = 4, kValues = 5, kSums = 6, kPairs = 6;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 2, 3, 4}, kSum[kPairs] = {0, 1, 2, 3, 4, 5};
+  static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    v[0] = d[0] - d[1];
+    v[1] = d[1];
+    v[2] = d[2] - d[1];
+    v[3] = d[2];
+    v[4] = d[3] - d[2];
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    u[0] = g[3];
+    u[1] = g[3] + g[1];
+    u[2] = g[1];
+    u[3] = -g[2];
+    u[4] = g[2] + g[0];
+    u[5] = g[0];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[3] + m[4];
+    y[2] = m[1] + m[2];
+    y[3] = m[4] + m[5];
+  }
+};
+
+// Even taps meet the odd inputs and odd taps the even ones; the sums of the two are one.
+struct Strided4 : Strided {
+  static constexpr int kTaps = 4, kInputs = 6, kValues = 6, kPairs = 6;
+  static constexpr int kValue[kPairs] = {0, 3, 1, 4, 2, 5}, kSum[kPairs] = {0, 0, 1, 1, 2, 2};
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    for (int i = 0; i < 2; i++) {
+      v[3 * i] = d[i] - d[2 + i];
+      v[3 * i + 1] = d[2 + i];
+      v[3 * i + 2] = d[4 + i] - d[2 + i];
+    }
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    for (int i = 0; i < 2; i++) {
+      u[i] = g[i];
+      u[2 + i] = g[i] + g[2 + i];
+      u[4 + i] = g[2 + i];
+    }
+  }
+  static GENCORE_INLINE void filter_gradient(const vfloat (&u)[kPairs], vfloat (&g)[kTaps]) {
+    for (int i = 0; i < 2; i++) {
+      g[i] = u[i] + u[2 + i];
+      g[2 + i] = u[2 + i] + u[4 + i];
+    }
+  }
+};
+
+// F(3, 2), interpolated at 0, 1, -1 and infinity: four products for the six terms of two taps a and b.
+struct TwoTaps {
+  static GENCORE_INLINE void values(vfloat d0, vfloat d1, vfloat d2, vfloat d3, vfloat* v) {
+    v[0] = d0 - d2;
+    v[1] = d1 + d2;
+    v[2] = d2 - d1;
+    v[3] = d3 - d1;
+  }
+  static GENCORE_INLINE void filter(vfloat a, vfloat b, vfloat* u) {
+    u[0] = a;
+    u[1] = 0.5f * (a + b);
+    u[2] = 0.5f * (a - b);
+    u[3] = b;
+  }
+  static GENCORE_INLINE void outputs(const vfloat* m, vfloat& y0, vfloat& y1, vfloat& y2) {
+    const vfloat sum = m[1] + m[2];
+    y0 = m[0] + sum;
+    y1 = m[1] - m[2];
+    y2 = sum + m[3];
+  }
+  static GENCORE_INLINE void sums_gradient(vfloat y0, vfloat y1, vfloat y2, vfloat* m) {
+    const vfloat outer = y0 + y2;
+    m[0] = y0;
+    m[1] = outer + y1;
+    m[2] = outer - y1;
+    m[3] = y2;
+  }
+  static GENCORE_INLINE void filter_gradient(const vfloat* u, vfloat& a, vfloat& b) {
+    a = u[0] + 0.5f * (u[1] + u[2]);
+    b = u[3] + 0.5f * (u[1] - u[2]);
+  }
+};
+
+// As Transposed3; a tile is three outputs of each phase.
+struct Transposed3Large {
+  static constexpr int kTaps = 3, kInputs = 4, kStep = 3, kOutputs = 6, kValues = 7, kSums = 7, kPairs = 7;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4, 5, 6}, kSum[kPairs] = {0, 1, 2, 3, 4, 5, 6};
+  static constexpr int64_t kLongestRun = 64, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    TwoTaps::values(d[0], d[1], d[2], d[3], v);
+    for (int i = 0; i < 3; i++) v[4 + i] = d[1 + i];
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    TwoTaps::filter(g[2], g[0], u);
+    u[4] = u[5] = u[6] = g[1];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    TwoTaps::outputs(m, y[0], y[2], y[4]);
+    for (int i = 0; i < 3; i++) y[1 + 2 * i] = m[4 + i];
+  }
+};
+
+// As Transposed4, in the same way.
+struct Transposed4Large {
+  static constexpr int kTaps = 4, kInputs = 5, kStep = 3, kOutputs = 6, kValues = 8, kSums = 8, kPairs = 8;
+  static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4, 5, 6, 7}, kSum[kPairs] = {0, 1, 2, 3, 4, 5, 6, 7};
+  static constexpr int64_t kLongestRun = 64, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    TwoTaps::values(d[0], d[1], d[2], d[3], v);
+    TwoTaps::values(d[1], d[2], d[3], d[4], v + 4);
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    TwoTaps::filter(g[3], g[1], u);
+    TwoTaps::filter(g[2], g[0], u + 4);
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    TwoTaps::outputs(m, y[0], y[2], y[4]);
+    TwoTaps::outputs(m + 4, y[1], y[3], y[5]);
+  }
+};
+
+// As Strided4, with three outputs.
+struct Strided4Large {
+  static constexpr int kTaps = 4, kInputs = 8, kStep = 6, kOutputs = 3, kValues = 8, kSums = 4, kPairs = 8;
+  static constexpr int kValue[kPairs] = {0, 4, 1, 5, 2, 6, 3, 7}, kSum[kPairs] = {0, 0, 1, 1, 2, 2, 3, 3};
+  static constexpr int64_t kLongestRun = 64, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    for (int i = 0; i < 2; i++) TwoTaps::values(d[i], d[2 + i], d[4 + i], d[6 + i], v + 4 * i);
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    vfloat phase[2][4];
+    for (int i = 0; i < 2; i++) TwoTaps::filter(g[i], g[2 + i], phase[i]);
+    for (int p = 0; p < kPairs; p++) u[p] = phase[p % 2][p / 2];
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    TwoTaps::outputs(m, y[0], y[1], y[2]);
+  }
+  static GENCORE_INLINE void sums_gradient(const vfloat (&y)[kOutputs], vfloat (&m)[kSums]) {
+    TwoTaps::sums_gradient(y[0], y[1], y[2], m);
+  }
+  static GENCORE_INLINE void filter_gradient(const vfloat (&u)[kPairs], vfloat (&g)[kTaps]) {
+    for (int i = 0; i < 2; i++) {
+      const vfloat phase[4] = {u[i], u[2 + i], u[4 + i], u[6 + i]};
+      TwoTaps::filter_gradient(phase, g[i], g[2 + i]);
+    }
+  }
+};
+
+}  // namespace
+
+}  // namespace gencore::GENCORE_ISA
