@@ -33,20 +33,20 @@ namespace {
 // V of one tile, or of it the rows of values from `first` to `last`; rows[i * row_stride] are its inputs, which are
 // multiplied by `style`, one factor a channel, if there is one. Value i of these of vector c of channels goes to
 // v[i * value_stride + c * vector_stride].
-template <class S, int first = 0, int last = S::kValues>
+template <class R, class S, int first = 0, int last = R::kValues>
 GENCORE_INLINE void transform_input(const float* const* rows, int64_t row_stride, int64_t channels, const float* style,
                                     float* v, int64_t value_stride, int64_t vector_stride) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     const int n = static_cast<int>(smaller(kLanes, channels - c));
     const vfloat factor = style ? load_lanes(style + c, n) : vfloat{};
-    vfloat half[S::kValues][S::kInputs];
+    vfloat half[R::kValues][S::kInputs];
     for (int j = 0; j < S::kInputs; j++) {
-      vfloat d[S::kInputs], values[S::kValues];
-      for (int i = 0; i < S::kInputs; i++) {
+      vfloat d[R::kInputs], values[R::kValues];
+      for (int i = 0; i < R::kInputs; i++) {
         d[i] = load_lanes(rows[(i * S::kInputs + j) * row_stride] + c, n);
         if (style) d[i] *= factor;
       }
-      S::values(d, values);
+      R::values(d, values);
       for (int i = first; i < last; i++) half[i][j] = values[i];
     }
     for (int i = first; i < last; i++) {

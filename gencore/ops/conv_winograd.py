@@ -22,7 +22,7 @@ NONE, UNIT, STRIDED, UNIT_LARGE, STRIDED_LARGE = range(5)
 _FEW_CHANNELS = 16
 _BLOCK = 64  # columns come in such blocks
 # At a stride of 2, by the filter's side: the least number of pixels, for few are not worth larger weights.
-_LEAST_STRIDED = {4: 128, 3: 4096}
+_LEAST_STRIDED = {4: 128, 3: 2048}
 # The same, by the side and whether it is transposed: of each scheme the side of a tile of outputs and the pairs of
 # values and filters that meet along it.
 _TILES = {
