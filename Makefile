@@ -47,7 +47,7 @@ sanitize: $(VENV)/.installed
 	cd build/sanitized && LD_PRELOAD=$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so) \
 	ASAN_OPTIONS=detect_leaks=0 $(abspath $(PY)) -m pytest -q --only-impl cpu -k "not opcheck and not compile" \
 	tests/test_parity.py tests/test_determinism.py tests/test_poison.py tests/test_conv.py tests/test_conv_winograd.py \
-	tests/test_conv_norm_act.py tests/test_conv_rescaled.py tests/test_freezing.py tests/test_stylegan_layers.py \
+	tests/test_conv_line.py tests/test_conv_norm_act.py tests/test_conv_rescaled.py tests/test_freezing.py tests/test_stylegan_layers.py \
 	tests/test_progan_ops.py tests/test_spectral_norm_layers.py tests/test_autograd.py tests/test_norm_double_backward.py
 
 clean:

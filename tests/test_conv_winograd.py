@@ -340,5 +340,5 @@ def test_refuses_what_it_is_not_for() -> None:
     with pytest.raises(RuntimeError, match="packed must have"):
         forward(4, 2, 1, 1)
     gathered, dense, result = torch.randn(1, 16, 9, 9), torch.randn(1, 64, 7, 7), torch.empty(64, 16, 3, 3)
-    with pytest.raises(RuntimeError, match="and 4x4 at a stride of 2"):
+    with pytest.raises(RuntimeError, match="4x4 at a stride of 2 and a padding of 1"):
         raw.conv_weight_gradient(dense, gathered, 1, [3, 3], [3, 3], [0, 0], [1, 1], UNIT, result)

@@ -22,6 +22,11 @@ TESTS += [
     f"tests/test_conv.py::{name}"
     for name in ("test_matches_float64", "test_matches_float64_for_any_arguments", "test_to_few_channels", "test_scale")
 ]
+TESTS += [
+    f"tests/test_conv_{name}.py::{test}"
+    for name in ("winograd", "line")
+    for test in ("test_matches_float64", "test_bits_do_not_depend_on_threads")
+]
 ELSEWHERE = ["permuted", "sliced", "expanded", "refused", "autocast", "second_derivatives", "compile"]
 
 pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension was not built")

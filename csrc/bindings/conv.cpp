@@ -119,11 +119,12 @@ void check_large(Winograd scheme, int64_t side, bool transposed) {
 void run_pack(const ConvPackArgs& args) {
   if (args.winograd == Winograd::none) return run_conv_pack(args);
   const int64_t side = args.kernel[1];
+  const bool square = args.kernel[2] == side && (side == 3 || (side == 4 && is_strided(args.winograd)));
+  const bool line = args.kernel[2] == 1 && side == 8 && args.winograd == Winograd::unit && args.columns_first;
   STD_TORCH_CHECK(
-      args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] <= kMostDepth && args.kernel[2] == side &&
-          (side == 3 || (side == 4 && is_strided(args.winograd))),
-      "winograd takes float32 filters of 3x3 at strides of 1 and 2, and of 4x4 at 2, without groups, and at "
-      "most 8 taps along the depth");
+      args.dtype == Dtype::float32 && args.groups == 1 && args.kernel[0] <= kMostDepth && (square || line),
+      "winograd takes float32 filters of 3x3 at strides of 1 and 2, of 4x4 at 2, and of 8x1 at 1, without groups, "
+      "and at most 8 taps along the depth");
   check_large(args.winograd, side, !args.columns_first);
   run_conv_winograd_pack(args);
 }
@@ -150,14 +151,15 @@ void check_winograd(const ConvShape& s, Dtype dtype, Winograd scheme, bool trans
   const int64_t side = s.kernel[1], step = s.stride[1];
   bool fits = side == s.kernel[2] && step == s.stride[2] &&
               ((side == 3 && (step == 1 || step == 2)) || (side == 4 && step == 2));
+  fits |= side == 8 && s.kernel[2] == 1 && step == 1 && s.stride[2] == 1 && s.padding[2] == 0 && !transposed;
   for (int a = 1; a < 3; a++) {
     if (side == 4) fits &= s.padding[a] == 1;
     if (side == 3 && step == 2 && transposed) fits &= s.padding[a] == 0;
   }
   STD_TORCH_CHECK(
       fits,
-      "winograd takes 3x3 at a stride of 1 or 2 (transposed, at 2 without padding), and 4x4 at a stride of 2 "
-      "and a padding of 1");
+      "winograd takes 3x3 at a stride of 1 or 2 (transposed, at 2 without padding), 4x4 at a stride of 2 and a "
+      "padding of 1, and 8x1 at a stride of 1 (not transposed)");
   STD_TORCH_CHECK(is_strided(scheme) == (step == 2), "this winograd scheme has another stride");
   check_large(scheme, side, transposed);
 }

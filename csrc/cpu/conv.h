@@ -71,6 +71,9 @@ struct ConvForwardArgs {
   bool noise_per_sample;
   double gain, clamp;  // clamp below 0: none
   bool* finite;        // whether all sums are
+  // Of contiguous images of one line: channel c of pixel p is the number p * phases + c % phases of plane c / phases.
+  // A power of two, 8 at most.
+  int64_t x_phases = 1, y_phases = 1;
 };
 
 // The weight [groups * d0, d1, kernel...] with any strides, as panels for conv_forward: the tile's columns run along

@@ -270,11 +270,23 @@ inline T* whole_image(T* rows, const Box& part, const PixelStrides& strides) {
 
 // --- contiguous images, a box at a time ------------------------------------------------------------------------------
 
+// Pixels of one line whose channels come `phases` numbers at a time: see ConvForwardArgs.
+template <bool to_rows, int64_t phases, class T>
+inline void copy_phases(T* line, int64_t plane, T* rows, int64_t row_stride, int64_t channels, int64_t pixels) {
+  constexpr int64_t kPixels = 16;  // their numbers of one plane fill a line of the cache and more
+  for (int64_t first = 0; first < pixels; first += kPixels)
+    for (int64_t c = 0; c < channels; c += phases)
+      for (int64_t i = first; i < smaller(pixels, first + kPixels); i++) {
+        T *of_plane = line + c * plane + i * phases, *of_row = rows + i * row_stride + c;
+        std::memcpy(to_rows ? of_row : of_plane, to_rows ? of_plane : of_row, phases * sizeof(T));
+      }
+}
+
 // Copies channels [channel, channel + channels) of a box between a contiguous image [batch, all_channels, size...] and
-// pixel rows [box pixels, channels], pixels in row-major order of (batch, axes).
+// pixel rows [box pixels, channels], pixels in row-major order of (batch, axes). Phases: see ConvForwardArgs.
 template <bool to_rows, class T>
 inline void copy_box(T* image, int64_t all_channels, const int64_t (&size)[3], const Box& box, int64_t channel,
-                     int64_t channels, T* rows, int64_t row_stride) {
+                     int64_t channels, T* rows, int64_t row_stride, int64_t phases = 1) {
   const int64_t plane = product(size);
   // The innermost axes that the box covers whole make one run.
   int64_t run = box.count[2], outer[2] = {box.count[0], box.count[1]};
@@ -287,8 +299,14 @@ inline void copy_box(T* image, int64_t all_channels, const int64_t (&size)[3], c
     for (int64_t d = 0; d < outer[0]; d++)
       for (int64_t h = 0; h < outer[1]; h++) {
         T* from = image + ((box.batch + n) * all_channels + channel) * plane +
-                  ((box.origin[0] + d) * size[1] + box.origin[1] + h) * size[2] + box.origin[2];
-        if (to_rows)
+                  (((box.origin[0] + d) * size[1] + box.origin[1] + h) * size[2] + box.origin[2]) * phases;
+        if (phases == 8)
+          copy_phases<to_rows, 8>(from, plane, rows, row_stride, channels, run);
+        else if (phases == 4)
+          copy_phases<to_rows, 4>(from, plane, rows, row_stride, channels, run);
+        else if (phases == 2)
+          copy_phases<to_rows, 2>(from, plane, rows, row_stride, channels, run);
+        else if (to_rows)
           transpose(from, plane, rows, row_stride, channels, run);
         else
           transpose(rows, row_stride, from, plane, run, channels);
@@ -298,12 +316,13 @@ inline void copy_box(T* image, int64_t all_channels, const int64_t (&size)[3], c
 
 // The input under a box as pixel rows in `staged`; what is returned is where the first row of the whole image would be.
 template <class T>
-inline const T* stage_input(const Geometry& g, const void* x, const Box& box, T* staged, PixelStrides& strides) {
+inline const T* stage_input(const Geometry& g, const void* x, const Box& box, T* staged, PixelStrides& strides,
+                            int64_t phases = 1) {
   const Box input = input_box(g, box);
   const int64_t channels = g.shape.in_channels;
   if (input.pixels() > 0)
     copy_box<true>(static_cast<T*>(const_cast<void*>(x)), channels, g.shape.in_size, input, 0, channels, staged,
-                   channels);
+                   channels, phases);
   strides = channels_last_strides(channels, input.count);
   return whole_image(staged, input, strides);
 }

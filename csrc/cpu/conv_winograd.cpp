@@ -20,32 +20,34 @@ constexpr int64_t kWholeBytes = 1024 * 1024, kRowBytes = 768 * 1024;
 constexpr int64_t kPanelBytes = 384 * 1024;  // that many are walked once for every dozen tiles
 
 // The outputs of one vector of columns of a tile.
-template <class S>
-GENCORE_INLINE void transform_output(const float* m, int64_t sum_stride, vfloat (&y)[S::kOutputs][S::kOutputs]) {
-  vfloat half[S::kOutputs][S::kSums];
+template <class R, class S>
+GENCORE_INLINE void transform_output(const float* m, int64_t sum_stride, vfloat (&y)[R::kOutputs][S::kOutputs]) {
+  vfloat half[R::kOutputs][S::kSums];
   for (int j = 0; j < S::kSums; j++) {
-    vfloat sums[S::kSums], out[S::kOutputs];
-    for (int i = 0; i < S::kSums; i++) sums[i] = load(m + (i * S::kSums + j) * sum_stride);
-    S::outputs(sums, out);
-    for (int i = 0; i < S::kOutputs; i++) half[i][j] = out[i];
+    vfloat sums[R::kSums], out[R::kOutputs];
+    for (int i = 0; i < R::kSums; i++) sums[i] = load(m + (i * S::kSums + j) * sum_stride);
+    R::outputs(sums, out);
+    for (int i = 0; i < R::kOutputs; i++) half[i][j] = out[i];
   }
-  for (int i = 0; i < S::kOutputs; i++) S::outputs(half[i], y[i]);
+  for (int i = 0; i < R::kOutputs; i++) S::outputs(half[i], y[i]);
 }
 
-template <class S>
+// R is the scheme down the rows and S that along the columns.
+template <class R, class S>
 struct WinogradForward {
-  static constexpr int kInputs = S::kInputs * S::kInputs, kValues = S::kValues * S::kValues,
-                       kSums = S::kSums * S::kSums, kOutputs = S::kOutputs * S::kOutputs;
+  static constexpr int kInputs = R::kInputs * S::kInputs, kValues = R::kValues * S::kValues,
+                       kSums = R::kSums * S::kSums, kOutputs = R::kOutputs * S::kOutputs,
+                       kPairs = R::kPairs * S::kPairs;
 
   // Pairs of a row that come before pair p in its sum; and the most that one sum has.
   static constexpr int place(int p) {
     int before = 0;
-    for (int q = 0; q < p; q++) before += S::kSum[q] == S::kSum[p];
+    for (int q = 0; q < p; q++) before += R::kSum[q] == R::kSum[p];
     return before;
   }
   static constexpr int most_rows() {
     int most = 0;
-    for (int p = 0; p < S::kPairs; p++) most = place(p) + 1 > most ? place(p) + 1 : most;
+    for (int p = 0; p < R::kPairs; p++) most = place(p) + 1 > most ? place(p) + 1 : most;
     return most;
   }
 
@@ -87,16 +89,16 @@ struct WinogradForward {
   }
 
   void cut(Arena& arena) {
-    g = tile_geometry<S>(shape, args.transposed, arena);
+    g = tile_geometry<R, S>(shape, args.transposed, arena);
     depth = depth_geometry(shape, args.transposed, arena);
-    layout = {shape.out_channels, shape.in_channels, shape.kernel[0] * S::kPairs * S::kPairs};
+    layout = {shape.out_channels, shape.in_channels, shape.kernel[0] * kPairs};
     const int64_t pixel = shape.in_channels * static_cast<int64_t>(sizeof(float));
     const bool flat = shape.kernel[0] == 1 && shape.in_size[0] == 1 && shape.out_size[0] == 1;
-    rows_apart = flat && kFewestTiles * kValues * pixel > kWholeBytes;
+    rows_apart = flat && S::kTaps > 1 && kFewestTiles * kValues * pixel > kWholeBytes;
     values = rows_apart ? most_rows() * S::kValues : kValues;
     const int64_t of_block = kSums * smaller(WinogradLayout::block, shape.out_channels) * sizeof(float);
     const int64_t room =
-        rows_apart ? kRowBytes / (values * pixel) : S::kBoxBytes / (values * pixel * depth.input_step[0] + of_block);
+        rows_apart ? kRowBytes / (values * pixel) : R::kBoxBytes / (values * pixel * depth.input_step[0] + of_block);
     const int64_t tiles = shape.batch * product(g.grid), threads = num_threads();
     const int64_t whole_boxes = ceil_div(tiles, larger(kFewestTiles, smaller(kMostTiles, room)));
     const bool one = rows_apart && whole_boxes == 1 && layout.blocks() >= threads;
@@ -116,8 +118,8 @@ struct WinogradForward {
   // The rows of the inputs of a plane's tiles.
   void list_tiles(const Box& one, Work& w) const {
     PixelStrides strides = channels_last_strides(shape.in_channels, shape.in_size);
-    const float* x =
-        args.x_channels_last ? static_cast<const float*>(args.x) : stage_input(g, args.x, one, w.staged_x, strides);
+    const float* x = args.x_channels_last ? static_cast<const float*>(args.x)
+                                          : stage_input(g, args.x, one, w.staged_x, strides, args.x_phases);
     list_rows(g, g.tap, kInputs, one, false, x, strides, zeros, w.rows, capacity);
   }
 
@@ -126,7 +128,7 @@ struct WinogradForward {
   template <int first, int last>
   static void transform_values(const float* const* rows, int64_t row_stride, int64_t channels, const float* style,
                                float* v, int64_t value_stride) {
-    transform_input<S, first, last>(rows, row_stride, channels, style, v, value_stride, kLanes);
+    transform_input<R, S, first, last>(rows, row_stride, channels, style, v, value_stride, kLanes);
   }
   template <int... row>
   static Transform transform_of_row(int i, std::integer_sequence<int, row...>) {
@@ -159,7 +161,7 @@ struct WinogradForward {
       list_values(at, tiles, inside, w);
       if (!inside) continue;
       list_tiles(plane_of(box, plane), w);
-      transform_tiles(plane_of(box, plane), transform_values<0, S::kValues>, w, w.v + at * v_row);
+      transform_tiles(plane_of(box, plane), transform_values<0, R::kValues>, w, w.v + at * v_row);
     }
   }
 
@@ -171,7 +173,9 @@ struct WinogradForward {
     const int64_t tiles_of_plane = plane_of(box, 0).pixels();
     const float* panels = static_cast<const float*>(args.packed) + layout.offset(b);
     Epilogue<float> e{};
-    e.longest_run = S::kLongestRun;
+    // No shorter than the root of all: so many sums of runs are added one after another, too.
+    e.longest_run = R::kLongestRun;
+    while (e.longest_run * e.longest_run < layout.length) e.longest_run *= 2;
     for (int j = 0; j < S::kSums; j++) {
       e.partial = m + (i * S::kSums + j) * m_stride;
       e.resume = false;
@@ -179,11 +183,11 @@ struct WinogradForward {
       Segment<float> segments[4 * kMostDepth];
       for (int64_t t = phase.tap_begin; t < phase.tap_begin + phase.tap_count; t++) {
         const int64_t shift = planes.shift(depth, depth.tap[t]) * tiles_of_plane;
-        const float* filters = panels + depth.tap[t].index * S::kPairs * S::kPairs * panel;
-        for (int p = 0; p < S::kPairs; p++)
+        const float* filters = panels + depth.tap[t].index * kPairs * panel;
+        for (int p = 0; p < R::kPairs; p++)
           for (int q = 0; q < S::kPairs; q++)
-            if (S::kSum[p] == i && S::kSum[q] == j) {
-              const int row = rows_apart ? place(p) : S::kValue[p];
+            if (R::kSum[p] == i && S::kSum[q] == j) {
+              const int row = rows_apart ? place(p) : R::kValue[p];
               segments[count++] = {w.v_rows + (row * S::kValues + S::kValue[q]) * v_capacity + shift,
                                    filters + (p * S::kPairs + q) * panel, zeros, 0, layout.length};
             }
@@ -207,10 +211,10 @@ struct WinogradForward {
     }
     list_tiles(box, w);
     list_values(0, box.pixels(), true, w);
-    for (int i = 0; i < S::kSums; i++) {
-      for (int p = 0; p < S::kPairs; p++)
-        if (S::kSum[p] == i)
-          transform_tiles(box, transform_of_row(S::kValue[p], std::make_integer_sequence<int, S::kValues>{}), w,
+    for (int i = 0; i < R::kSums; i++) {
+      for (int p = 0; p < R::kPairs; p++)
+        if (R::kSum[p] == i)
+          transform_tiles(box, transform_of_row(R::kValue[p], std::make_integer_sequence<int, R::kValues>{}), w,
                           w.v + place(p) * S::kValues * v_stride);
       for (int64_t b = first; b < last; b++)
         multiply_row(i, depth.phase[0], b, box, w, w.m + (b - first) * kSums * m_stride);
@@ -242,11 +246,11 @@ struct WinogradForward {
       y = whole_image(w.staged_y, out_box, strides);
       if (e.has_residual)
         copy_box<true>(static_cast<float*>(const_cast<void*>(args.residual)), shape.out_channels, shape.out_size,
-                       out_box, channel, e.channels, w.staged_y, WinogradLayout::block);
+                       out_box, channel, e.channels, w.staged_y, WinogradLayout::block, args.y_phases);
     }
     vfloat rest{};
     for (int64_t p = 0; p < depth.phases; p++) {
-      for (int i = 0; multiply && i < S::kSums; i++) multiply_row(i, depth.phase[p], b, box, w, m);
+      for (int i = 0; multiply && i < R::kSums; i++) multiply_row(i, depth.phase[p], b, box, w, m);
       for (int64_t q = 0; q < box.count[0]; q++) {
         const int64_t plane = (box.origin[0] + q) * g.output_step[0] + depth.phase[p].first[0];
         if (plane >= shape.out_size[0]) break;
@@ -259,7 +263,7 @@ struct WinogradForward {
     }
     if (!args.y_channels_last)
       copy_box<false>(static_cast<float*>(args.y), shape.out_channels, shape.out_size, out_box, channel, e.channels,
-                      w.staged_y, WinogradLayout::block);
+                      w.staged_y, WinogradLayout::block, args.y_phases);
     return horizontal_sum(rest) == 0;
   }
 
@@ -267,8 +271,8 @@ struct WinogradForward {
   // finite, and not a number elsewhere.
   vfloat finish_tile(const Pixel& tile, const float* m, int64_t channel, int vectors, float* y,
                      const PixelStrides& strides, Epilogue<float>& e) const {
-    const int64_t row = tile.at[1] * S::kOutputs, column = tile.at[2] * S::kOutputs;
-    const int rows = static_cast<int>(smaller(S::kOutputs, shape.out_size[1] - row));
+    const int64_t row = tile.at[1] * R::kOutputs, column = tile.at[2] * S::kOutputs;
+    const int rows = static_cast<int>(smaller(R::kOutputs, shape.out_size[1] - row));
     const int columns = static_cast<int>(smaller(S::kOutputs, shape.out_size[2] - column));
     const float* scale = static_cast<const float*>(args.scale);
     if (args.scale_per_sample) scale += tile.batch * shape.out_channels;
@@ -286,8 +290,8 @@ struct WinogradForward {
     vfloat rest{};
     for (int v = 0; v < vectors; v++) {
       const int first = v * kLanes, n = static_cast<int>(smaller(kLanes, e.channels - first));
-      vfloat sum[S::kOutputs][S::kOutputs];
-      transform_output<S>(m + first, m_stride, sum);
+      vfloat sum[R::kOutputs][S::kOutputs];
+      transform_output<R, S>(m + first, m_stride, sum);
       for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) {
           float* out = corner + i * strides.axis[1] + j * strides.axis[2] + first;
@@ -328,18 +332,15 @@ struct WinogradForward {
   }
 };
 
-template <class S>
-bool forward(const ConvForwardArgs& args) {
-  WinogradForward<S> forward{args, args.shape, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0, false, 0, 0, nullptr};
-  forward.run();
-  return forward.finite != 0;
-}
-
 }  // namespace
 
 void conv_winograd(const ConvForwardArgs& args) {
-  with_scheme(args.winograd, args.shape.kernel[1], args.transposed,
-              [&](auto scheme) { *args.finite = forward<decltype(scheme)>(args); });
+  with_schemes(args.winograd, args.shape.kernel, args.transposed, [&](auto rows, auto columns) {
+    WinogradForward<decltype(rows), decltype(columns)> forward{args, args.shape, {}, {}, {},    {}, 0, 0,
+                                                               0,    0,          0,  0,  false, 0,  0, nullptr};
+    forward.run();
+    *args.finite = forward.finite != 0;
+  });
 }
 
 }  // namespace gencore::GENCORE_ISA

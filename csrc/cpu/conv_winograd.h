@@ -58,23 +58,25 @@ GENCORE_INLINE void transform_input(const float* const* rows, int64_t row_stride
   }
 }
 
-// The tiles of `shape` as a geometry: "outputs" at a stride of kStep, under a "filter" of kInputs x kInputs. Its input
-// planes are those of the image, one at a time; its grid is that of the output.
-template <class S>
+// The tiles of `shape` as a geometry: "outputs" at a stride of kStep, under a "filter" of kInputs along each axis. Its
+// input planes are those of the image, one at a time; its grid is that of the output.
+template <class R, class S>
 Geometry tile_geometry(const ConvShape& shape, bool transposed, Arena& arena) {
+  constexpr int taps[] = {1, R::kTaps, S::kTaps}, inputs[] = {1, R::kInputs, S::kInputs},
+                step[] = {1, R::kStep, S::kStep}, outputs[] = {1, R::kOutputs, S::kOutputs};
   ConvShape tiles = shape;
   tiles.kernel[0] = tiles.stride[0] = 1;
   tiles.padding[0] = 0;
   for (int a = 1; a < 3; a++) {
-    tiles.kernel[a] = S::kInputs;
-    tiles.stride[a] = S::kStep;
-    tiles.out_size[a] = ceil_div(shape.out_size[a], S::kOutputs);
+    tiles.kernel[a] = inputs[a];
+    tiles.stride[a] = step[a];
+    tiles.out_size[a] = ceil_div(shape.out_size[a], outputs[a]);
     // Transposed at a stride of 2, the first output of a tile meets the input before it, too.
-    if (transposed) tiles.padding[a] = S::kStep < S::kOutputs ? 1 : 2 - shape.padding[a];
+    if (transposed) tiles.padding[a] = step[a] < outputs[a] ? 1 : taps[a] - 1 - shape.padding[a];
   }
   Geometry g = make_geometry(tiles, false, arena);
   for (int a = 1; a < 3; a++) {
-    g.output_step[a] = S::kOutputs;
+    g.output_step[a] = outputs[a];
     g.shape.out_size[a] = shape.out_size[a];
   }
   if (transposed) {
@@ -132,23 +134,26 @@ struct WinogradLayout {
   int64_t size() const { return ceil_div(columns, kLanes) * kLanes * length * pairs; }
 };
 
-// use(scheme) with that of a winograd, a filter's side and whether the convolution is transposed. Of a 3x3 at a stride
-// of 2 that is not, larger tiles would save a tenth of the products and cost as much in transforms.
+// use(rows, columns) with the schemes of a winograd, of a filter's sides and of whether the convolution is transposed.
+// Of a 3x3 at a stride of 2 that is not, larger tiles would save a tenth of the products and cost as much in
+// transforms.
 template <class Use>
-void with_scheme(Winograd winograd, int64_t side, bool transposed, const Use& use) {
+void with_schemes(Winograd winograd, const int64_t (&kernel)[3], bool transposed, const Use& use) {
+  const auto both = [&](auto scheme) { use(scheme, scheme); };
   switch (winograd) {
     case Winograd::none:
       return;
     case Winograd::unit:
-      return use(Filter3{});
+      if (kernel[2] == 1) return use(Line8{}, Single{});
+      return both(Filter3{});
     case Winograd::unit_large:
-      return use(Filter3Large{});
+      return both(Filter3Large{});
     case Winograd::strided:
-      if (side == 4) return transposed ? use(Transposed4{}) : use(Strided4{});
-      return transposed ? use(Transposed3{}) : use(Strided3{});
+      if (kernel[1] == 4) return transposed ? both(Transposed4{}) : both(Strided4{});
+      return transposed ? both(Transposed3{}) : both(Strided3{});
     case Winograd::strided_large:
-      if (side == 4) return transposed ? use(Transposed4Large{}) : use(Strided4Large{});
-      if (transposed) use(Transposed3Large{});
+      if (kernel[1] == 4) return transposed ? both(Transposed4Large{}) : both(Strided4Large{});
+      if (transposed) both(Transposed3Large{});
   }
 }
 

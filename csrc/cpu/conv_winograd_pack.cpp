@@ -6,17 +6,17 @@ namespace gencore::GENCORE_ISA {
 namespace {
 
 // U of one row of the reduction, from its taps of `width` columns.
-template <class S>
+template <class R, class S>
 GENCORE_INLINE void transform_filter(const float* const* taps, int64_t width, float* panel, int64_t pair_stride) {
   for (int64_t n = 0; n < width; n += kLanes) {
-    vfloat half[S::kPairs][S::kTaps];
+    vfloat half[R::kPairs][S::kTaps];
     for (int j = 0; j < S::kTaps; j++) {
-      vfloat g[S::kTaps], u[S::kPairs];
-      for (int i = 0; i < S::kTaps; i++) g[i] = load(taps[i * S::kTaps + j] + n);
-      S::filter(g, u);
-      for (int i = 0; i < S::kPairs; i++) half[i][j] = u[i];
+      vfloat g[R::kTaps], u[R::kPairs];
+      for (int i = 0; i < R::kTaps; i++) g[i] = load(taps[i * S::kTaps + j] + n);
+      R::filter(g, u);
+      for (int i = 0; i < R::kPairs; i++) half[i][j] = u[i];
     }
-    for (int i = 0; i < S::kPairs; i++) {
+    for (int i = 0; i < R::kPairs; i++) {
       vfloat u[S::kPairs];
       S::filter(half[i], u);
       for (int j = 0; j < S::kPairs; j++) store(panel + (i * S::kPairs + j) * pair_stride + n, u[j]);
@@ -34,10 +34,10 @@ struct Taps {
   const float* at(int64_t row, int64_t tap) const { return base + row * row_stride + tap * tap_stride; }
 };
 
-template <int side>
+template <int height, int side>
 Taps gather_taps(const ConvPackArgs& args, const float* from, int64_t column_stride, int64_t length_stride,
                  int64_t columns, int64_t rows, int64_t width, float* to) {
-  constexpr int number = side * side;
+  constexpr int number = height * side;
   const int64_t down = args.kernel_stride[1], right = args.kernel_stride[2];
   if (columns < width) std::memset(to, 0, number * kPackRows * width * sizeof(float));
   if (right == 1 && down == side) {
@@ -59,12 +59,12 @@ Taps gather_taps(const ConvPackArgs& args, const float* from, int64_t column_str
   return taps;
 }
 
-template <class S>
+template <class R, class S>
 void pack(const ConvPackArgs& args) {
-  constexpr int number = S::kTaps * S::kTaps;
+  constexpr int number = R::kTaps * S::kTaps, pairs = R::kPairs * S::kPairs;
   constexpr int64_t local_size = number * kPackRows * WinogradLayout::block;
   const WinogradLayout layout{args.columns_first ? args.size0 : args.size1,
-                              args.columns_first ? args.size1 : args.size0, args.kernel[0] * S::kPairs * S::kPairs};
+                              args.columns_first ? args.size1 : args.size0, args.kernel[0] * pairs};
   *args.bytes = layout.size() * static_cast<int64_t>(sizeof(float));
   if (!args.packed) return;
   const int64_t column_stride = args.columns_first ? args.stride0 : args.stride1;
@@ -81,14 +81,13 @@ void pack(const ConvPackArgs& args) {
       const int64_t first = cut * kPackRows, rows = smaller(kPackRows, layout.length - first);
       const float* from = static_cast<const float*>(args.weight) + column * column_stride + first * length_stride +
                           depth * args.kernel_stride[0];
-      const Taps taps = gather_taps<S::kTaps>(args, from, column_stride, length_stride,
-                                              smaller(layout.columns - column, width), rows, width, local);
-      float* to = static_cast<float*>(args.packed) + layout.offset(b) +
-                  (depth * S::kPairs * S::kPairs * layout.length + first) * width;
+      const Taps taps = gather_taps<R::kTaps, S::kTaps>(args, from, column_stride, length_stride,
+                                                        smaller(layout.columns - column, width), rows, width, local);
+      float* to = static_cast<float*>(args.packed) + layout.offset(b) + (depth * pairs * layout.length + first) * width;
       for (int64_t k = 0; k < rows; k++, to += width) {
         const float* row[number];
         for (int t = 0; t < number; t++) row[t] = taps.at(k, turned ? number - 1 - t : t);
-        transform_filter<S>(row, width, to, layout.length * width);
+        transform_filter<R, S>(row, width, to, layout.length * width);
       }
     }
   });
@@ -97,7 +96,8 @@ void pack(const ConvPackArgs& args) {
 }  // namespace
 
 void conv_winograd_pack(const ConvPackArgs& args) {
-  with_scheme(args.winograd, args.kernel[1], !args.columns_first, [&](auto scheme) { pack<decltype(scheme)>(args); });
+  with_schemes(args.winograd, args.kernel, !args.columns_first,
+               [&](auto rows, auto columns) { pack<decltype(rows), decltype(columns)>(args); });
 }
 
 }  // namespace gencore::GENCORE_ISA

@@ -101,7 +101,7 @@ struct WinogradWeightGradient {
   }
 
   void lay_out(Arena& arena) {
-    gathered = tile_geometry<S>(shape, false, arena);
+    gathered = tile_geometry<S, S>(shape, false, arena);
     dense = output_geometry(arena);
     depth = depth_geometry(shape, false, arena);
     groups = ceil_div(shape.in_channels, kLanes);
@@ -166,8 +166,8 @@ struct WinogradWeightGradient {
                          : stage_input(gathered, args.gathered, piece, work.staged_gathered, strides);
     list_rows(gathered, gathered.tap, kInputs, piece, false, x, strides, zeros, work.rows, capacity);
     for (int64_t t = 0; t < count; t++)
-      transform_input<S>(work.rows + t, capacity, shape.in_channels, nullptr, v + (first + t) * kLanes,
-                         groups * tiles * kLanes, tiles * kLanes);
+      transform_input<S, S>(work.rows + t, capacity, shape.in_channels, nullptr, v + (first + t) * kLanes,
+                            groups * tiles * kLanes, tiles * kLanes);
   }
 
   // The same for W.

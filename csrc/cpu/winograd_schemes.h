@@ -294,6 +294,83 @@ struct Strided4Large {
   }
 };
 
+// F(4, 4): F(2, 2) of pairs, each of whose products is an F(2, 2). Nine products for sixteen terms.
+struct FourTaps {
+  static GENCORE_INLINE void pair_values(vfloat d0, vfloat d1, vfloat d2, vfloat* v) {
+    v[0] = d0 - d1;
+    v[1] = d1;
+    v[2] = d2 - d1;
+  }
+  static GENCORE_INLINE void values(const vfloat (&d)[7], vfloat* v) {
+    vfloat outer[3][3];
+    for (int i = 0; i < 3; i++) {
+      vfloat column[3];
+      pair_values(d[i], d[2 + i], d[4 + i], column);
+      for (int p = 0; p < 3; p++) outer[p][i] = column[p];
+    }
+    for (int p = 0; p < 3; p++) pair_values(outer[p][0], outer[p][1], outer[p][2], v + 3 * p);
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[4], vfloat* u) {
+    const vfloat outer[3][2] = {{g[0], g[1]}, {g[0] + g[2], g[1] + g[3]}, {g[2], g[3]}};
+    for (int p = 0; p < 3; p++) {
+      u[3 * p] = outer[p][0];
+      u[3 * p + 1] = outer[p][0] + outer[p][1];
+      u[3 * p + 2] = outer[p][1];
+    }
+  }
+  static GENCORE_INLINE void outputs(const vfloat* m, vfloat (&y)[4]) {
+    for (int i = 0; i < 2; i++) {
+      const vfloat middle = m[3 + i] + m[4 + i];
+      y[i] = (m[i] + m[1 + i]) + middle;
+      y[2 + i] = middle + (m[6 + i] + m[7 + i]);
+    }
+  }
+};
+
+// A line's eight taps: F(3, 2) of fours, each of whose products is an F(4, 4). 36 products for 96 terms.
+struct Line8 {
+  static constexpr int kTaps = 8, kInputs = 19, kStep = 12, kOutputs = 12, kValues = 36, kSums = 36, kPairs = 36;
+  static constexpr int kValue[kPairs] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17,
+                                         18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35};
+  static constexpr const int (&kSum)[kPairs] = kValue;
+  static constexpr int64_t kLongestRun = 16, kBoxBytes = 2560 * 1024;
+  static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
+    vfloat outer[4][7];
+    for (int i = 0; i < 7; i++) {
+      vfloat column[4];
+      TwoTaps::values(d[i], d[4 + i], d[8 + i], d[12 + i], column);
+      for (int p = 0; p < 4; p++) outer[p][i] = column[p];
+    }
+    for (int p = 0; p < 4; p++) FourTaps::values(outer[p], v + 9 * p);
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
+    vfloat outer[4][4];
+    for (int i = 0; i < 4; i++) {
+      vfloat column[4];
+      TwoTaps::filter(g[i], g[4 + i], column);
+      for (int p = 0; p < 4; p++) outer[p][i] = column[p];
+    }
+    for (int p = 0; p < 4; p++) FourTaps::filter(outer[p], u + 9 * p);
+  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
+    vfloat outer[4][4];
+    for (int p = 0; p < 4; p++) FourTaps::outputs(m + 9 * p, outer[p]);
+    for (int i = 0; i < 4; i++) {
+      const vfloat column[4] = {outer[0][i], outer[1][i], outer[2][i], outer[3][i]};
+      TwoTaps::outputs(column, y[i], y[4 + i], y[8 + i]);
+    }
+  }
+};
+
+// Across a line: one of everything.
+struct Single {
+  static constexpr int kTaps = 1, kInputs = 1, kStep = 1, kOutputs = 1, kValues = 1, kSums = 1, kPairs = 1;
+  static constexpr int kValue[kPairs] = {0}, kSum[kPairs] = {0};
+  static GENCORE_INLINE void values(const vfloat (&d)[1], vfloat (&v)[1]) { v[0] = d[0]; }
+  static GENCORE_INLINE void filter(const vfloat (&g)[1], vfloat (&u)[1]) { u[0] = g[0]; }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[1], vfloat (&y)[1]) { y[0] = m[0]; }
+};
+
 }  // namespace
 
 }  // namespace gencore::GENCORE_ISA

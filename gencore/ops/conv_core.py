@@ -29,6 +29,7 @@ from gencore.ops._checks import compute_dtype
 from gencore.ops._layout import empty, is_channels_last, laid_out, workable
 from gencore.ops._library import define, is_watched
 from gencore.ops.bias_act import kinked_gradients
+from gencore.ops.conv_line import convolve_line, line_of
 from gencore.ops.conv_packing import Packed
 from gencore.ops.conv_winograd import NONE, weight_gradient_scheme, winograd_scheme
 from gencore.reference.conv import scale_weight, split_channels
@@ -86,6 +87,10 @@ def convolution_cpu(
     residual = laid_out(residual, y)
     if slopes is not None:
         slopes = slopes.to(compute).expand(channels).contiguous()
+    if scale is None and residual is None and not moments and not channels_last:
+        line = line_of(x, weight, stride, padding, dilation, out_size, groups, transposed)
+        if line is not None and convolve_line(line, x, weight, bias, slopes, activation, negative_slope, y):
+            return y
     if scale is not None:
         scale = scale.to(compute).expand(channels if scale.dim() < 2 else scale.shape).contiguous()
     tensors = (scale, None if bias is None else bias.to(compute).contiguous(), residual, slopes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from torch.nn import Parameter
 from gencore.extension import EXTENSION
 from gencore.ops._library import is_watched
 
-# (id of the weight's owner, how its elements are ordered, groups, columns_first, winograd) -> (weak reference to the
-# owner, what the weight was when packed, packed panels).
+# (id of the weight's owner, how its elements are ordered, form, groups, columns_first, winograd) -> (weak reference to
+# the owner, what the weight was when packed, packed panels).
 _packed_weights: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...], Tensor]] = {}
 # (what makes it, ids of the tensors) -> (weak references to them, what they were, what was made of them).
 _made: dict[tuple[Any, ...], tuple[list[Any], list[Any], Any]] = {}
@@ -32,18 +32,26 @@ _at_rest: dict[int, _Rest] = {}  # by the tensor's id
 _rests = count(1)
 
 
+class Form(Protocol):
+    """What a weight is rearranged to before it is packed; hashable."""
+
+    def filters(self, weight: Tensor) -> Tensor: ...
+
+
 class Packed:
     """The panels of a weight, taken out of the cache for one call: a concurrent call of the same layer packs its own.
 
     A packed weight is used again while the version counter stands still *and* a hash of the weight agrees: changes
     through ``weight.data`` do not move the counter. Of a weight that was put to rest only a few bytes are hashed. A
     view of a whole tensor, such as a weight with its first two dimensions exchanged, is known by that tensor.
+
+    ``form``: what is packed is ``form.filters(weight)``, not the weight itself.
     """
 
-    def __init__(self, weight: Tensor, groups: int, columns_first: bool, winograd: int) -> None:
-        self.weight, self.arguments = weight, (groups, columns_first, winograd)
+    def __init__(self, weight: Tensor, groups: int, columns_first: bool, winograd: int, form: Form | None = None):
+        self.weight, self.arguments, self.form = weight, (groups, columns_first, winograd), form
         self.owner = _owner(weight)
-        self.key = (id(self.owner), weight.shape, weight.stride(), *self.arguments)
+        self.key = (id(self.owner), weight.shape, weight.stride(), form, *self.arguments)
 
     def __enter__(self) -> Tensor:
         weight, ops, key = self.weight, torch.ops.gencore_c, self.key
@@ -52,7 +60,7 @@ class Packed:
         if kept is not None and kept[0]() is self.owner and kept[1] == state:
             self.kept = kept
             return kept[2]
-        arguments = (weight, *self.arguments)
+        arguments = (weight if self.form is None else self.form.filters(weight), *self.arguments)
         size = ops.conv_packed_bytes(*arguments)
         # Calls that are noted for a weight at rest go on using the panels of what it was: it may become that again.
         reusable = kept is not None and kept[2].numel() == size and id(self.owner) not in _at_rest

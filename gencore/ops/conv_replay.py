@@ -20,6 +20,7 @@ from gencore.ops._checks import compute_dtype
 from gencore.ops._layout import empty, workable
 from gencore.ops._library import is_watched
 from gencore.ops.conv_core import gives_channels_last, output_channels
+from gencore.ops.conv_line import line_of
 from gencore.ops.conv_packing import PIECES, Packed, calls_of
 from gencore.ops.conv_winograd import may_be_less_exact, winograd_scheme
 
@@ -77,6 +78,8 @@ def remember(
         return
     geometry = (stride, padding, dilation, out_size, groups, transposed)
     channels_last = gives_channels_last(x, weight)
+    if scale is None and not channels_last and line_of(x, weight, *geometry) is not None:
+        return
     shape = (len(x), output_channels(weight, groups, transposed), *out_size)
     vectors = (None if t is None else t.to(compute_dtype(x.dtype)).contiguous() for t in (scale, bias))
     winograd = winograd_scheme(x, weight, *geometry)

@@ -200,7 +200,6 @@ GENCORE_INLINE void multiply_segments(const Segment<T>* segments, int64_t count,
     bool any = false;
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++) any |= rows[i] != segment.zeros;
-    if (!any) continue;
     for (int64_t k = 0; k < segment.length; k += longest) {
       const int64_t length = segment.length - k < longest ? segment.length - k : longest;
       if (run + length > longest) {
@@ -214,8 +213,10 @@ GENCORE_INLINE void multiply_segments(const Segment<T>* segments, int64_t count,
         has_total = true;
         run = 0;
       }
-      multiply_segment<T, native, MR, NV, ahead>(rows, segment.offset + k, length,
-                                                 segment.panel + k * NV * Tile<T>::lanes, sum);
+      // Zeros add nothing, but count: where a run ends must not depend on which rows meet in a tile.
+      if (any)
+        multiply_segment<T, native, MR, NV, ahead>(rows, segment.offset + k, length,
+                                                   segment.panel + k * NV * Tile<T>::lanes, sum);
       run += length;
     }
   }
