@@ -7,6 +7,84 @@ namespace gencore::GENCORE_ISA {
 
 namespace {
 
+// What the schemes are made of: `values` of inputs d, `filter` of taps, `outputs` y of sums m.
+
+// F(2, 2), interpolated at 0, 1 and infinity: three products for the four terms of two taps a and b.
+struct F22 {
+  static GENCORE_INLINE void values(vfloat d0, vfloat d1, vfloat d2, vfloat* v) {
+    v[0] = d0 - d1;
+    v[1] = d1;
+    v[2] = d2 - d1;
+  }
+  static GENCORE_INLINE void filter(vfloat a, vfloat b, vfloat* u) {
+    u[0] = a;
+    u[1] = a + b;
+    u[2] = b;
+  }
+  static GENCORE_INLINE void outputs(const vfloat* m, vfloat& y0, vfloat& y1) {
+    y0 = m[0] + m[1];
+    y1 = m[1] + m[2];
+  }
+};
+
+// F(3, 2), interpolated at 0, 1, -1 and infinity: four products for the six terms of two taps a and b.
+struct F32 {
+  static GENCORE_INLINE void values(vfloat d0, vfloat d1, vfloat d2, vfloat d3, vfloat* v) {
+    v[0] = d0 - d2;
+    v[1] = d1 + d2;
+    v[2] = d2 - d1;
+    v[3] = d3 - d1;
+  }
+  static GENCORE_INLINE void filter(vfloat a, vfloat b, vfloat* u) {
+    u[0] = a;
+    u[1] = 0.5f * (a + b);
+    u[2] = 0.5f * (a - b);
+    u[3] = b;
+  }
+  static GENCORE_INLINE void outputs(const vfloat* m, vfloat& y0, vfloat& y1, vfloat& y2) {
+    const vfloat sum = m[1] + m[2];
+    y0 = m[0] + sum;
+    y1 = m[1] - m[2];
+    y2 = sum + m[3];
+  }
+  static GENCORE_INLINE void sums_gradient(vfloat y0, vfloat y1, vfloat y2, vfloat* m) {
+    const vfloat outer = y0 + y2;
+    m[0] = y0;
+    m[1] = outer + y1;
+    m[2] = outer - y1;
+    m[3] = y2;
+  }
+  static GENCORE_INLINE void filter_gradient(const vfloat* u, vfloat& a, vfloat& b) {
+    a = u[0] + 0.5f * (u[1] + u[2]);
+    b = u[3] + 0.5f * (u[1] - u[2]);
+  }
+};
+
+// F(4, 4): F(2, 2) of pairs, each of whose products is an F(2, 2). Nine products for sixteen terms.
+struct F44 {
+  static GENCORE_INLINE void values(const vfloat (&d)[7], vfloat* v) {
+    vfloat outer[3][3];
+    for (int i = 0; i < 3; i++) {
+      vfloat column[3];
+      F22::values(d[i], d[2 + i], d[4 + i], column);
+      for (int p = 0; p < 3; p++) outer[p][i] = column[p];
+    }
+    for (int p = 0; p < 3; p++) F22::values(outer[p][0], outer[p][1], outer[p][2], v + 3 * p);
+  }
+  static GENCORE_INLINE void filter(const vfloat (&g)[4], vfloat* u) {
+    vfloat first[3], second[3];
+    F22::filter(g[0], g[2], first);
+    F22::filter(g[1], g[3], second);
+    for (int p = 0; p < 3; p++) F22::filter(first[p], second[p], u + 3 * p);
+  }
+  static GENCORE_INLINE void outputs(const vfloat* m, vfloat (&y)[4]) {
+    vfloat first[3], second[3];
+    for (int p = 0; p < 3; p++) F22::outputs(m + 3 * p, first[p], second[p]);
+    F22::outputs(first, y[0], y[2]);
+    F22::outputs(second, y[1], y[3]);
+  }
+};
+
 // A filter of kTaps; a tile of kOutputs outputs from kInputs inputs, and kStep inputs to the next tile. Pair p is a
 // filter value times the input value kValue[p], and part of the sum kSum[p]. The two gradients are the transposes of
 // `outputs` and `filter`.
@@ -84,21 +162,16 @@ struct Transposed3 {
   static constexpr int kValue[kPairs] = {0, 1, 2, 1, 3}, kSum[kPairs] = {0, 1, 2, 3, 4};
   static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
   static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
-    v[0] = d[0] - d[1];
-    v[1] = d[1];
-    v[2] = d[2] - d[1];
+    F22::values(d[0], d[1], d[2], v);
     v[3] = d[2];
   }
   static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
-    u[0] = g[2];
-    u[1] = g[2] + g[0];
-    u[2] = g[0];
+    F22::filter(g[2], g[0], u);
     u[3] = u[4] = g[1];
   }
   static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    y[0] = m[0] + m[1];
+    F22::outputs(m, y[0], y[2]);
     y[1] = m[3];
-    y[2] = m[1] + m[2];
     y[3] = m[4];
   }
 };
@@ -107,10 +180,7 @@ struct Transposed3 {
 struct Strided {
   static constexpr int kStep = 4, kOutputs = 2, kSums = 3;
   static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
-  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    y[0] = m[0] + m[1];
-    y[1] = m[1] + m[2];
-  }
+  static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) { F22::outputs(m, y[0], y[1]); }
   static GENCORE_INLINE void sums_gradient(const vfloat (&y)[kOutputs], vfloat (&m)[kSums]) {
     m[0] = y[0];
     m[1] = y[0] + y[1];
@@ -148,25 +218,19 @@ struct Transposed4 {
   static constexpr int kValue[kPairs] = {0, 1, 2, 2, 3, 4}, kSum[kPairs] = {0, 1, 2, 3, 4, 5};
   static constexpr int64_t kLongestRun = 32, kBoxBytes = 2560 * 1024;
   static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
-    v[0] = d[0] - d[1];
-    v[1] = d[1];
-    v[2] = d[2] - d[1];
+    F22::values(d[0], d[1], d[2], v);
     v[3] = d[2];
     v[4] = d[3] - d[2];
   }
   static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
-    u[0] = g[3];
-    u[1] = g[3] + g[1];
-    u[2] = g[1];
+    F22::filter(g[3], g[1], u);
     u[3] = -g[2];
     u[4] = g[2] + g[0];
     u[5] = g[0];
   }
   static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    y[0] = m[0] + m[1];
-    y[1] = m[3] + m[4];
-    y[2] = m[1] + m[2];
-    y[3] = m[4] + m[5];
+    F22::outputs(m, y[0], y[2]);
+    F22::outputs(m + 3, y[1], y[3]);
   }
 };
 
@@ -175,11 +239,7 @@ struct Strided4 : Strided {
   static constexpr int kTaps = 4, kInputs = 6, kValues = 6, kPairs = 6;
   static constexpr int kValue[kPairs] = {0, 3, 1, 4, 2, 5}, kSum[kPairs] = {0, 0, 1, 1, 2, 2};
   static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
-    for (int i = 0; i < 2; i++) {
-      v[3 * i] = d[i] - d[2 + i];
-      v[3 * i + 1] = d[2 + i];
-      v[3 * i + 2] = d[4 + i] - d[2 + i];
-    }
+    for (int i = 0; i < 2; i++) F22::values(d[i], d[2 + i], d[4 + i], v + 3 * i);
   }
   static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
     for (int i = 0; i < 2; i++) {
@@ -196,54 +256,21 @@ struct Strided4 : Strided {
   }
 };
 
-// F(3, 2), interpolated at 0, 1, -1 and infinity: four products for the six terms of two taps a and b.
-struct TwoTaps {
-  static GENCORE_INLINE void values(vfloat d0, vfloat d1, vfloat d2, vfloat d3, vfloat* v) {
-    v[0] = d0 - d2;
-    v[1] = d1 + d2;
-    v[2] = d2 - d1;
-    v[3] = d3 - d1;
-  }
-  static GENCORE_INLINE void filter(vfloat a, vfloat b, vfloat* u) {
-    u[0] = a;
-    u[1] = 0.5f * (a + b);
-    u[2] = 0.5f * (a - b);
-    u[3] = b;
-  }
-  static GENCORE_INLINE void outputs(const vfloat* m, vfloat& y0, vfloat& y1, vfloat& y2) {
-    const vfloat sum = m[1] + m[2];
-    y0 = m[0] + sum;
-    y1 = m[1] - m[2];
-    y2 = sum + m[3];
-  }
-  static GENCORE_INLINE void sums_gradient(vfloat y0, vfloat y1, vfloat y2, vfloat* m) {
-    const vfloat outer = y0 + y2;
-    m[0] = y0;
-    m[1] = outer + y1;
-    m[2] = outer - y1;
-    m[3] = y2;
-  }
-  static GENCORE_INLINE void filter_gradient(const vfloat* u, vfloat& a, vfloat& b) {
-    a = u[0] + 0.5f * (u[1] + u[2]);
-    b = u[3] + 0.5f * (u[1] - u[2]);
-  }
-};
-
 // As Transposed3; a tile is three outputs of each phase.
 struct Transposed3Large {
   static constexpr int kTaps = 3, kInputs = 4, kStep = 3, kOutputs = 6, kValues = 7, kSums = 7, kPairs = 7;
   static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4, 5, 6}, kSum[kPairs] = {0, 1, 2, 3, 4, 5, 6};
   static constexpr int64_t kLongestRun = 64, kBoxBytes = 2560 * 1024;
   static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
-    TwoTaps::values(d[0], d[1], d[2], d[3], v);
+    F32::values(d[0], d[1], d[2], d[3], v);
     for (int i = 0; i < 3; i++) v[4 + i] = d[1 + i];
   }
   static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
-    TwoTaps::filter(g[2], g[0], u);
+    F32::filter(g[2], g[0], u);
     u[4] = u[5] = u[6] = g[1];
   }
   static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    TwoTaps::outputs(m, y[0], y[2], y[4]);
+    F32::outputs(m, y[0], y[2], y[4]);
     for (int i = 0; i < 3; i++) y[1 + 2 * i] = m[4 + i];
   }
 };
@@ -254,16 +281,16 @@ struct Transposed4Large {
   static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4, 5, 6, 7}, kSum[kPairs] = {0, 1, 2, 3, 4, 5, 6, 7};
   static constexpr int64_t kLongestRun = 64, kBoxBytes = 2560 * 1024;
   static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
-    TwoTaps::values(d[0], d[1], d[2], d[3], v);
-    TwoTaps::values(d[1], d[2], d[3], d[4], v + 4);
+    F32::values(d[0], d[1], d[2], d[3], v);
+    F32::values(d[1], d[2], d[3], d[4], v + 4);
   }
   static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
-    TwoTaps::filter(g[3], g[1], u);
-    TwoTaps::filter(g[2], g[0], u + 4);
+    F32::filter(g[3], g[1], u);
+    F32::filter(g[2], g[0], u + 4);
   }
   static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    TwoTaps::outputs(m, y[0], y[2], y[4]);
-    TwoTaps::outputs(m + 4, y[1], y[3], y[5]);
+    F32::outputs(m, y[0], y[2], y[4]);
+    F32::outputs(m + 4, y[1], y[3], y[5]);
   }
 };
 
@@ -273,56 +300,23 @@ struct Strided4Large {
   static constexpr int kValue[kPairs] = {0, 4, 1, 5, 2, 6, 3, 7}, kSum[kPairs] = {0, 0, 1, 1, 2, 2, 3, 3};
   static constexpr int64_t kLongestRun = 64, kBoxBytes = 2560 * 1024;
   static GENCORE_INLINE void values(const vfloat (&d)[kInputs], vfloat (&v)[kValues]) {
-    for (int i = 0; i < 2; i++) TwoTaps::values(d[i], d[2 + i], d[4 + i], d[6 + i], v + 4 * i);
+    for (int i = 0; i < 2; i++) F32::values(d[i], d[2 + i], d[4 + i], d[6 + i], v + 4 * i);
   }
   static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
     vfloat phase[2][4];
-    for (int i = 0; i < 2; i++) TwoTaps::filter(g[i], g[2 + i], phase[i]);
+    for (int i = 0; i < 2; i++) F32::filter(g[i], g[2 + i], phase[i]);
     for (int p = 0; p < kPairs; p++) u[p] = phase[p % 2][p / 2];
   }
   static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
-    TwoTaps::outputs(m, y[0], y[1], y[2]);
+    F32::outputs(m, y[0], y[1], y[2]);
   }
   static GENCORE_INLINE void sums_gradient(const vfloat (&y)[kOutputs], vfloat (&m)[kSums]) {
-    TwoTaps::sums_gradient(y[0], y[1], y[2], m);
+    F32::sums_gradient(y[0], y[1], y[2], m);
   }
   static GENCORE_INLINE void filter_gradient(const vfloat (&u)[kPairs], vfloat (&g)[kTaps]) {
     for (int i = 0; i < 2; i++) {
       const vfloat phase[4] = {u[i], u[2 + i], u[4 + i], u[6 + i]};
-      TwoTaps::filter_gradient(phase, g[i], g[2 + i]);
-    }
-  }
-};
-
-// F(4, 4): F(2, 2) of pairs, each of whose products is an F(2, 2). Nine products for sixteen terms.
-struct FourTaps {
-  static GENCORE_INLINE void pair_values(vfloat d0, vfloat d1, vfloat d2, vfloat* v) {
-    v[0] = d0 - d1;
-    v[1] = d1;
-    v[2] = d2 - d1;
-  }
-  static GENCORE_INLINE void values(const vfloat (&d)[7], vfloat* v) {
-    vfloat outer[3][3];
-    for (int i = 0; i < 3; i++) {
-      vfloat column[3];
-      pair_values(d[i], d[2 + i], d[4 + i], column);
-      for (int p = 0; p < 3; p++) outer[p][i] = column[p];
-    }
-    for (int p = 0; p < 3; p++) pair_values(outer[p][0], outer[p][1], outer[p][2], v + 3 * p);
-  }
-  static GENCORE_INLINE void filter(const vfloat (&g)[4], vfloat* u) {
-    const vfloat outer[3][2] = {{g[0], g[1]}, {g[0] + g[2], g[1] + g[3]}, {g[2], g[3]}};
-    for (int p = 0; p < 3; p++) {
-      u[3 * p] = outer[p][0];
-      u[3 * p + 1] = outer[p][0] + outer[p][1];
-      u[3 * p + 2] = outer[p][1];
-    }
-  }
-  static GENCORE_INLINE void outputs(const vfloat* m, vfloat (&y)[4]) {
-    for (int i = 0; i < 2; i++) {
-      const vfloat middle = m[3 + i] + m[4 + i];
-      y[i] = (m[i] + m[1 + i]) + middle;
-      y[2 + i] = middle + (m[6 + i] + m[7 + i]);
+      F32::filter_gradient(phase, g[i], g[2 + i]);
     }
   }
 };
@@ -338,26 +332,26 @@ struct Line8 {
     vfloat outer[4][7];
     for (int i = 0; i < 7; i++) {
       vfloat column[4];
-      TwoTaps::values(d[i], d[4 + i], d[8 + i], d[12 + i], column);
+      F32::values(d[i], d[4 + i], d[8 + i], d[12 + i], column);
       for (int p = 0; p < 4; p++) outer[p][i] = column[p];
     }
-    for (int p = 0; p < 4; p++) FourTaps::values(outer[p], v + 9 * p);
+    for (int p = 0; p < 4; p++) F44::values(outer[p], v + 9 * p);
   }
   static GENCORE_INLINE void filter(const vfloat (&g)[kTaps], vfloat (&u)[kPairs]) {
     vfloat outer[4][4];
     for (int i = 0; i < 4; i++) {
       vfloat column[4];
-      TwoTaps::filter(g[i], g[4 + i], column);
+      F32::filter(g[i], g[4 + i], column);
       for (int p = 0; p < 4; p++) outer[p][i] = column[p];
     }
-    for (int p = 0; p < 4; p++) FourTaps::filter(outer[p], u + 9 * p);
+    for (int p = 0; p < 4; p++) F44::filter(outer[p], u + 9 * p);
   }
   static GENCORE_INLINE void outputs(const vfloat (&m)[kSums], vfloat (&y)[kOutputs]) {
     vfloat outer[4][4];
-    for (int p = 0; p < 4; p++) FourTaps::outputs(m + 9 * p, outer[p]);
+    for (int p = 0; p < 4; p++) F44::outputs(m + 9 * p, outer[p]);
     for (int i = 0; i < 4; i++) {
       const vfloat column[4] = {outer[0][i], outer[1][i], outer[2][i], outer[3][i]};
-      TwoTaps::outputs(column, y[i], y[4 + i], y[8 + i]);
+      F32::outputs(column, y[i], y[4 + i], y[8 + i]);
     }
   }
 };
