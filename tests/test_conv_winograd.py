@@ -340,5 +340,11 @@ def test_refuses_what_it_is_not_for() -> None:
     with pytest.raises(RuntimeError, match="packed must have"):
         forward(4, 2, 1, 1)
     gathered, dense, result = torch.randn(1, 16, 9, 9), torch.randn(1, 64, 7, 7), torch.empty(64, 16, 3, 3)
-    with pytest.raises(RuntimeError, match="4x4 at a stride of 2 and a padding of 1"):
+    with pytest.raises(RuntimeError, match="and 4x4 at a stride of 2"):
         raw.conv_weight_gradient(dense, gathered, 1, [3, 3], [3, 3], [0, 0], [1, 1], UNIT, result)
+    gathered, result = torch.randn(1, 16, 14, 7), torch.empty(64, 16, 8, 1)
+    with pytest.raises(RuntimeError, match="and 4x4 at a stride of 2"):
+        raw.conv_weight_gradient(dense, gathered, 1, [8, 1], [1, 1], [0, 0], [1, 1], UNIT, result)
+    gathered, result = torch.randn(1, 16, 9, 9), torch.empty(64, 16, 3, 3)
+    with pytest.raises(RuntimeError, match="no tiles of 4x4 outputs"):
+        raw.conv_weight_gradient(dense, gathered, 1, [3, 3], [1, 1], [0, 0], [1, 1], UNIT_LARGE, result)

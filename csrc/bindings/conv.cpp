@@ -151,15 +151,14 @@ void check_winograd(const ConvShape& s, Dtype dtype, Winograd scheme, bool trans
   const int64_t side = s.kernel[1], step = s.stride[1];
   bool fits = side == s.kernel[2] && step == s.stride[2] &&
               ((side == 3 && (step == 1 || step == 2)) || (side == 4 && step == 2));
-  fits |= side == 8 && s.kernel[2] == 1 && step == 1 && s.stride[2] == 1 && s.padding[2] == 0 && !transposed;
   for (int a = 1; a < 3; a++) {
     if (side == 4) fits &= s.padding[a] == 1;
     if (side == 3 && step == 2 && transposed) fits &= s.padding[a] == 0;
   }
   STD_TORCH_CHECK(
       fits,
-      "winograd takes 3x3 at a stride of 1 or 2 (transposed, at 2 without padding), 4x4 at a stride of 2 and a "
-      "padding of 1, and 8x1 at a stride of 1 (not transposed)");
+      "winograd takes 3x3 at a stride of 1 or 2 (transposed, at 2 without padding), and 4x4 at a stride of 2 "
+      "and a padding of 1");
   STD_TORCH_CHECK(is_strided(scheme) == (step == 2), "this winograd scheme has another stride");
   check_large(scheme, side, transposed);
 }

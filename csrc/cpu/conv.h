@@ -30,7 +30,7 @@ constexpr int64_t kMostDepth = 8;
 // How conv_winograd and its packing go about it: the schemes of conv_winograd.h.
 enum class Winograd : int64_t {
   none,           // conv_forward does it
-  unit,           // a stride of 1, tiles of 2x2 outputs
+  unit,           // a stride of 1, tiles of 2x2 outputs, or along a line of 12
   strided,        // a stride of 2, tiles of 2x2 outputs (transposed, of each phase)
   unit_large,     // a stride of 1, tiles of 4x4 outputs
   strided_large,  // a stride of 2, tiles of 3x3 outputs (transposed, of each phase); 4x4, or transposed

@@ -7,12 +7,13 @@
 //   3x3 at a stride of 2                          F(2x2, 2x2) where a phase has two taps: 25 products for 36 terms
 //   4x4 at a stride of 2 and a padding of 1       the same: 36 products for 64 terms
 //   the same two in larger tiles                  F(3x3, 2x2): 49 products for 81 terms, and 64 for 144
+//   8 along a line at a stride of 1               F(3, 2) of fours, each F(4, 4): 36 products for 96 terms
 //
 // Of each tile of outputs the inputs d under it become V = B' d B, and a filter g becomes U = G g G'; an output channel
 // is then A' (sum over input channels of U * V) A, where A and B hold only zeros and ones of either sign. The sums over
 // channels are products of matrices, [tiles, C] by [C, O], through the register tile of tile.h; a thread makes them for
-// a box of tiles. Every transform is one along the columns and the same along the rows, so a scheme
-// (winograd_schemes.h) is 1-D.
+// a box of tiles. Every transform is one down the rows and one along the columns, so a scheme (winograd_schemes.h) is
+// 1-D.
 //
 // In three dimensions nothing is saved along the depth: an output plane is the sum of such convolutions of a few input
 // planes, one for each tap, and the transforms of an input plane serve all output planes that it is part of.

@@ -48,7 +48,9 @@ class Packed:
     ``form``: what is packed is ``form.filters(weight)``, not the weight itself.
     """
 
-    def __init__(self, weight: Tensor, groups: int, columns_first: bool, winograd: int, form: Form | None = None):
+    def __init__(
+        self, weight: Tensor, groups: int, columns_first: bool, winograd: int, form: Form | None = None
+    ) -> None:
         self.weight, self.arguments, self.form = weight, (groups, columns_first, winograd), form
         self.owner = _owner(weight)
         self.key = (id(self.owner), weight.shape, weight.stride(), form, *self.arguments)
