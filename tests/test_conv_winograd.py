@@ -14,7 +14,7 @@ from torch import Tensor
 import gencore.functional as G
 from gencore.extension import EXTENSION
 from gencore.ops import conv_core, conv_packing
-from gencore.ops.conv_winograd import STRIDED, STRIDED_LARGE, UNIT, UNIT_LARGE
+from gencore.ops.conv_winograd import STRIDED, STRIDED_LARGE, UNIT, UNIT_INEXACT, UNIT_LARGE
 from tests.test_conv import assert_as_good, check_against_float64
 
 pytestmark = pytest.mark.skipif(not EXTENSION.loaded, reason="the C++ extension is not built")
@@ -45,16 +45,26 @@ SHAPES = [
     ("conv_transpose3d", (2, 16, 6, 8, 10), 20, (3, 4, 4), {"stride": (3, 2, 2), "padding": (0, 1, 1)}),
     ("conv_transpose3d", (2, 20, 4, 6, 7), 16, (2, 3, 3), {"stride": (3, 1, 1), "output_padding": (1, 0, 0)}),
     # So many channels that V is made row by row.
-    ("conv2d", (2, 180, 20, 13), 140, 3, {"padding": 1}),
-    ("conv2d", (1, 130, 34, 20), 70, 4, {"stride": 2, "padding": 1}),
-    ("conv2d", (2, 140, 32, 32), 66, 4, {"stride": 2, "padding": 1}),
-    ("conv2d", (4, 150, 66, 67), 66, 3, {"stride": 2, "padding": 1}),
-    ("conv_transpose2d", (3, 90, 8, 8), 130, 4, {"stride": 2, "padding": 1}),
-    ("conv_transpose2d", (3, 70, 9, 11), 130, 4, {"stride": 2, "padding": 1}),
-    ("conv_transpose2d", (17, 70, 8, 8), 66, 3, {"stride": 2}),
-    ("conv_transpose2d", (4, 120, 16, 16), 70, 3, {"stride": 2, "output_padding": 1}),
+    ("conv2d", (4, 520, 11, 9), 33, 3, {"padding": 1}),
+    ("conv2d", (1, 240, 34, 20), 70, 4, {"stride": 2, "padding": 1}),
+    ("conv2d", (2, 230, 32, 32), 140, 4, {"stride": 2, "padding": 1}),
+    ("conv2d", (2, 340, 66, 67), 66, 3, {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (3, 330, 8, 8), 70, 4, {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (3, 140, 9, 11), 70, 4, {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (17, 180, 8, 8), 66, 3, {"stride": 2}),
+    ("conv_transpose2d", (4, 170, 16, 16), 130, 3, {"stride": 2, "output_padding": 1}),
+    # Enough tiles of 4x4 outputs.
+    ("conv2d", (8, 40, 12, 11), 70, 3, {"padding": 1}),
+    ("conv2d", (2, 17, 25, 26), 190, 3, {}),
+    ("conv2d", (70, 16, 3, 4), 18, 3, {"padding": 1}),
+    ("conv2d", (3, 180, 21, 22), 140, 3, {"padding": (0, 2)}),
+    ("conv_transpose2d", (5, 64, 15, 16), 70, 3, {"padding": 1}),
+    ("conv_transpose2d", (3, 190, 21, 21), 33, 3, {"padding": (0, 2)}),
+    ("conv3d", (2, 20, 5, 12, 11), 66, 3, {"padding": 1}),
+    ("conv3d", (3, 16, 8, 11, 9), 33, (5, 3, 3), {"stride": (2, 1, 1), "padding": (3, 1, 0)}),
+    ("conv_transpose3d", (2, 20, 4, 9, 10), 16, (2, 3, 3), {"stride": (3, 1, 1), "output_padding": (1, 0, 0)}),
 ]
-VOLUMES, WIDE = range(17, 23), range(23, 31)
+VOLUMES, WIDE, UNITS_LARGE = range(17, 23), range(23, 31), range(31, 40)
 
 
 def last_format(t: Tensor) -> Tensor:
@@ -84,11 +94,14 @@ def test_matches_float64(
     check_against_float64(name, x, weight, bias, **arguments)
     getattr(G, name)(x, weight, bias, **arguments, impl="cpu")
     assert ran()
+    if shape in [SHAPES[i][1] for i in UNITS_LARGE]:
+        assert schemes(weight) == {UNIT_LARGE}
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "prelu", "tanh", "sigmoid", "silu"])
 @pytest.mark.parametrize(
-    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14, 19, 20, 23, 27, 29)]
+    ("name", "shape", "out", "kernel", "arguments"),
+    [SHAPES[i] for i in (1, 9, 11, 12, 14, 19, 20, 23, 27, 29, 31, 34, 37)],
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_epilogue(
@@ -143,7 +156,7 @@ def schemes(weight: Tensor) -> set[int]:
         ("conv2d", (2, 256, 20, 20), 64, {"padding": 1}),
     ],
 )
-def test_large_tiles_where_less_exact_is_allowed(
+def test_fewest_products_where_less_exact_is_allowed(
     name: str, shape: tuple[int, ...], out: int, arguments: dict[str, Any], channels_last: bool
 ) -> None:
     """With everything of the epilogue, and the input's gradient; far nearer than the ten bits of TF32."""
@@ -164,15 +177,15 @@ def test_large_tiles_where_less_exact_is_allowed(
         assert error.max() < 2**-15 * exact.abs().max()
         assert error.square().mean().sqrt() < 2**-18 * exact.square().mean().sqrt()
     y = getattr(G, name)(x, weight, bias, **arguments, impl="cpu")
-    assert schemes(weight) == {UNIT_LARGE}
+    assert schemes(weight) == {UNIT_INEXACT}
     torch.backends.mkldnn.conv.fp32_precision = "ieee"
     assert not torch.equal(y, getattr(G, name)(x, weight, bias, **arguments, impl="cpu"))
-    assert schemes(weight) == {UNIT, UNIT_LARGE}
+    assert len(schemes(weight)) == 2
 
 
 @pytest.mark.usefixtures("less_exact")
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
-def test_large_tiles_leave_what_is_not_finite_in_its_place(value: float) -> None:
+def test_fewest_products_leave_what_is_not_finite_in_its_place(value: float) -> None:
     x, weight, _ = draw("conv2d", (1, 16, 32, 32), 16, 3)
     x[0, 3, 13, 17] = value
     y, wanted = G.conv2d(x, weight, None, 1, 1, impl="cpu"), F.conv2d(x, weight, None, 1, 1)
@@ -182,7 +195,8 @@ def test_large_tiles_leave_what_is_not_finite_in_its_place(value: float) -> None
 
 @pytest.mark.parametrize("strides", ["contiguous", "channels_last", "transposed", "cut out"])
 @pytest.mark.parametrize(
-    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES, *WIDE)]
+    ("name", "shape", "out", "kernel", "arguments"),
+    [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES, *WIDE, *UNITS_LARGE)],
 )
 def test_weights_of_any_strides(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any], strides: str
@@ -200,7 +214,8 @@ def test_weights_of_any_strides(
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 9, 11, 12, 14, 17, 19, 20, *WIDE)]
+    ("name", "shape", "out", "kernel", "arguments"),
+    [SHAPES[i] for i in (1, 9, 11, 12, 14, 17, 19, 20, *WIDE, 31, 32, *UNITS_LARGE[3:])],
 )
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
 def test_what_is_not_finite_stays_where_it_belongs(
@@ -226,9 +241,11 @@ def test_what_is_not_finite_stays_where_it_belongs(
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "size", "scheme"),
     [
-        (3, 1, 0, (21, 18), UNIT),
+        (3, 1, 0, (12, 8), UNIT),
         (3, 1, 1, (21, 18), UNIT),
-        (3, 1, 2, (21, 18), UNIT),
+        (3, 1, 0, (24, 21), UNIT_LARGE),
+        (3, 1, 1, (23, 20), UNIT_LARGE),
+        (3, 1, 2, (24, 21), UNIT_LARGE),
         (3, 2, 0, (21, 18), STRIDED),
         (3, 2, 1, (21, 18), STRIDED),
         (4, 2, 1, (16, 16), STRIDED),
@@ -292,7 +309,8 @@ def test_weight_gradient_of_volumes(
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "out", "kernel", "arguments"), [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES, *WIDE)]
+    ("name", "shape", "out", "kernel", "arguments"),
+    [SHAPES[i] for i in (1, 6, 9, 11, 12, 14, *VOLUMES, *WIDE, *UNITS_LARGE)],
 )
 def test_bits_do_not_depend_on_threads(
     name: str, shape: tuple[int, ...], out: int, kernel: int, arguments: dict[str, Any]
@@ -324,11 +342,11 @@ def test_refuses_what_it_is_not_for() -> None:
     for wrong in (torch.randn(16, 16, 5, 5), torch.randn(16, 16, 3, 4), weight.double(), torch.randn(16, 16, 3)):
         with pytest.raises(RuntimeError, match="float32 filters of 3x3"):
             raw.conv_packed_bytes(wrong, 1, True, 1)
-    for scheme in (UNIT, UNIT_LARGE):
+    for scheme in (UNIT, UNIT_LARGE, UNIT_INEXACT):
         with pytest.raises(RuntimeError, match="float32 filters of 3x3"):
             raw.conv_packed_bytes(torch.randn(16, 16, 4, 4), 1, True, scheme)
-    with pytest.raises(RuntimeError, match="unknown winograd scheme 5"):
-        raw.conv_packed_bytes(weight, 1, True, 5)
+    with pytest.raises(RuntimeError, match="unknown winograd scheme 6"):
+        raw.conv_packed_bytes(weight, 1, True, 6)
     with pytest.raises(RuntimeError, match="large tiles take 4x4 or transposed 3x3"):
         raw.conv_packed_bytes(weight, 1, True, STRIDED_LARGE)
     with pytest.raises(RuntimeError, match="has another stride"):
@@ -346,5 +364,5 @@ def test_refuses_what_it_is_not_for() -> None:
     with pytest.raises(RuntimeError, match="and 4x4 at a stride of 2"):
         raw.conv_weight_gradient(dense, gathered, 1, [8, 1], [1, 1], [0, 0], [1, 1], UNIT, result)
     gathered, result = torch.randn(1, 16, 9, 9), torch.empty(64, 16, 3, 3)
-    with pytest.raises(RuntimeError, match="no tiles of 4x4 outputs"):
-        raw.conv_weight_gradient(dense, gathered, 1, [3, 3], [1, 1], [0, 0], [1, 1], UNIT_LARGE, result)
+    with pytest.raises(RuntimeError, match="have no inexact winograd"):
+        raw.conv_weight_gradient(dense, gathered, 1, [3, 3], [1, 1], [0, 0], [1, 1], UNIT_INEXACT, result)

@@ -79,7 +79,7 @@ Dtype conv_dtype(const Tensor& tensor, const char* name) {
 }
 
 Winograd winograd_of(int64_t value) {
-  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(Winograd::strided_large), "unknown winograd scheme ",
+  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(Winograd::unit_inexact), "unknown winograd scheme ",
                   value);
   return static_cast<Winograd>(value);
 }
@@ -273,7 +273,7 @@ void weight_gradient(const Tensor& dense, const Tensor& gathered, int64_t groups
   args.winograd = winograd_of(winograd);
   if (args.winograd == Winograd::none) return run_conv_weight_gradient(args);
   check_winograd(args.shape, args.dtype, args.winograd, false);
-  STD_TORCH_CHECK(args.winograd != Winograd::unit_large, "weight gradients take no tiles of 4x4 outputs");
+  STD_TORCH_CHECK(args.winograd != Winograd::unit_inexact, "weight gradients have no inexact winograd");
   run_conv_winograd_weight_gradient(args);
 }
 

@@ -34,6 +34,7 @@ enum class Winograd : int64_t {
   strided,        // a stride of 2, tiles of 2x2 outputs (transposed, of each phase)
   unit_large,     // a stride of 1, tiles of 4x4 outputs
   strided_large,  // a stride of 2, tiles of 3x3 outputs (transposed, of each phase); 4x4, or transposed
+  unit_inexact,   // as unit_large with fewer products and larger rounding errors
 };
 
 // Sizes are (depth, height, width). Channels are totals over all groups.

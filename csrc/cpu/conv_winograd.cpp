@@ -9,14 +9,14 @@ namespace gencore::GENCORE_ISA {
 
 namespace {
 
-// Tiles of a box: enough that the filters are worth fetching, few enough that V mostly stays in the second-level cache,
-// and the same number for each thread. Where all tiles are few, each thread should have some; but where V is large so
-// are the filters, and threads share the blocks of channels of one box.
-constexpr int64_t kFewestTiles = 96, kMostTiles = 192, kFewestOfThread = 12;
+// Tiles of a box: enough that the filters are worth fetching, more where these outgrow the cache that threads share; few
+// enough that V and the sums stay near; and the same number for each thread. Where all tiles are few, each thread should
+// have some; but where V is large so are the filters, and threads share the blocks of channels of one box.
+constexpr int64_t kTiles = 32, kTilesOfLarge = 72, kLargeFilters = 24 * 1024 * 1024, kFewestOfThread = 12;
 // Where V is more than that, it is made for one row of sums at a time, which all output channels meet; the sums of all
 // of these wait for the last row. V is then read from the cache, and the sums, which are fewer bytes by far than V read
 // once for every block of channels, are written and read once.
-constexpr int64_t kWholeBytes = 1024 * 1024, kRowBytes = 768 * 1024;
+constexpr int64_t kWholeBytes = 1024 * 1024;
 constexpr int64_t kPanelBytes = 384 * 1024;  // that many are walked once for every dozen tiles
 
 // The outputs of one vector of columns of a tile.
@@ -94,13 +94,12 @@ struct WinogradForward {
     layout = {shape.out_channels, shape.in_channels, shape.kernel[0] * kPairs};
     const int64_t pixel = shape.in_channels * static_cast<int64_t>(sizeof(float));
     const bool flat = shape.kernel[0] == 1 && shape.in_size[0] == 1 && shape.out_size[0] == 1;
-    rows_apart = flat && S::kTaps > 1 && kFewestTiles * kValues * pixel > kWholeBytes;
+    const bool large = layout.size() * static_cast<int64_t>(sizeof(float)) > kLargeFilters;
+    const int64_t wanted = large ? kTilesOfLarge : kTiles;
+    rows_apart = flat && S::kTaps > 1 && wanted * kValues * pixel > kWholeBytes;
     values = rows_apart ? most_rows() * S::kValues : kValues;
-    const int64_t of_block = kSums * smaller(WinogradLayout::block, shape.out_channels) * sizeof(float);
-    const int64_t room =
-        rows_apart ? kRowBytes / (values * pixel) : R::kBoxBytes / (values * pixel * depth.input_step[0] + of_block);
     const int64_t tiles = shape.batch * product(g.grid), threads = num_threads();
-    const int64_t whole_boxes = ceil_div(tiles, larger(kFewestTiles, smaller(kMostTiles, room)));
+    const int64_t whole_boxes = ceil_div(tiles, wanted);
     const bool one = rows_apart && whole_boxes == 1 && layout.blocks() >= threads;
     const int64_t rounds = larger(rows_apart ? 1 : 2, ceil_div(whole_boxes, threads));
     const int64_t tiles_of_box = one ? tiles : larger(kFewestOfThread, ceil_div(tiles, rounds * threads));

@@ -3,7 +3,7 @@
 // section 4.1).
 //
 //   3x3 at a stride of 1, transposed or not       F(2x2, 3x3): 16 products for 36 terms
-//   the same over many channels and pixels        F(4x4, 3x3): 36 products for 144 terms
+//   the same in larger tiles                      F(4x4, 3x3): 49 products for 144 terms, or less exact 36
 //   3x3 at a stride of 2                          F(2x2, 2x2) where a phase has two taps: 25 products for 36 terms
 //   4x4 at a stride of 2 and a padding of 1       the same: 36 products for 64 terms
 //   the same two in larger tiles                  F(3x3, 2x2): 49 products for 81 terms, and 64 for 144
@@ -12,8 +12,8 @@
 // Of each tile of outputs the inputs d under it become V = B' d B, and a filter g becomes U = G g G'; an output channel
 // is then A' (sum over input channels of U * V) A, where A and B hold only zeros and ones of either sign. The sums over
 // channels are products of matrices, [tiles, C] by [C, O], through the register tile of tile.h; a thread makes them for
-// a box of tiles. Every transform is one down the rows and one along the columns, so a scheme (winograd_schemes.h) is
-// 1-D.
+// a box of tiles. Every transform is one down the rows and one along the columns, so a scheme (winograd_unit.h,
+// winograd_strided.h) is 1-D.
 //
 // In three dimensions nothing is saved along the depth: an output plane is the sum of such convolutions of a few input
 // planes, one for each tap, and the transforms of an input plane serve all output planes that it is part of.
@@ -24,7 +24,8 @@
 #pragma once
 
 #include "cpu/conv_geometry.h"
-#include "cpu/winograd_schemes.h"
+#include "cpu/winograd_strided.h"
+#include "cpu/winograd_unit.h"
 #include "gencore/parallel.h"
 
 namespace gencore::GENCORE_ISA {
@@ -149,6 +150,8 @@ void with_schemes(Winograd winograd, const int64_t (&kernel)[3], bool transposed
       return both(Filter3{});
     case Winograd::unit_large:
       return both(Filter3Large{});
+    case Winograd::unit_inexact:
+      return both(Filter3Inexact{});
     case Winograd::strided:
       if (kernel[1] == 4) return transposed ? both(Transposed4{}) : both(Strided4{});
       return transposed ? both(Transposed3{}) : both(Strided3{});

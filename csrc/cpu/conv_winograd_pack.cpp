@@ -71,8 +71,7 @@ void pack(const ConvPackArgs& args) {
   const int64_t length_stride = args.columns_first ? args.stride1 : args.stride0;
   const int64_t cuts = ceil_div(layout.length, kPackRows);
   // A transposed 3x3 at a stride of 1 is the convolution with the filter turned round.
-  const bool unit = args.winograd == Winograd::unit || args.winograd == Winograd::unit_large;
-  const bool turned = unit && !args.columns_first;
+  const bool turned = R::kStep == R::kOutputs && !args.columns_first;
   parallel_for(0, layout.blocks() * cuts * args.kernel[0], 1, [&](int64_t begin, int64_t end) {
     float* local = static_cast<float*>(scratch(Scratch::worker, local_size * sizeof(float)));
     for (int64_t task = begin; task < end; task++) {

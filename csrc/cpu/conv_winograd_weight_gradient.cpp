@@ -293,6 +293,8 @@ void conv_winograd_weight_gradient(const ConvWeightGradientArgs& args) {
     weight_gradient<Strided4>(args);
   else if (args.shape.stride[1] == 2)
     weight_gradient<Strided3>(args);
+  else if (args.winograd == Winograd::unit_large)
+    weight_gradient<Filter3Large>(args);
   else
     weight_gradient<Filter3>(args);
 }

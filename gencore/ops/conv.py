@@ -70,7 +70,7 @@ def conv2d(
         input: ``[N, C, H, W]`` (or ``[C, H, W]``); float32, float64, bfloat16 or float16, any strides. ``"auto"`` and
             ``"reference"`` take whatever PyTorch does: integers, complex numbers.
         weight: ``[O, C / groups, K, L]``, dtype and device of ``input``. On the CPU its packed form is kept for the
-            next call (at most four times its size; five, to four channels or fewer) as long as the tensor lives.
+            next call (once to 5.4 times its size) as long as the tensor lives.
         bias: ``[O]`` or None.
         stride, dilation: at least 1; one number or one for each dimension.
         padding: zeros on both sides, at least 0; or ``"valid"``, or ``"same"`` (with a stride of 1).

@@ -7,7 +7,7 @@ has a stride of 1 and the s-th part of the taps, and over the phases of its outp
     y[s q + r] = sum over u of x[q + u - padding] w[first + r - s u]
 
 with taps outside the filter zero. So one kernel, of eight taps u at a stride of 1 (``Line8`` of
-``csrc/cpu/winograd_schemes.h``: 36 products for 96 terms), does both. Phases are told apart while a line is copied, so
+``csrc/cpu/winograd_unit.h``: 36 products for 96 terms), does both. Phases are told apart while a line is copied, so
 that nothing is rearranged in memory. Weight gradients are direct sums: they gained nothing.
 """
 
