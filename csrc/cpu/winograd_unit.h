@@ -44,9 +44,9 @@ struct Filter3 {
   }
 };
 
-// F(4, 3) interpolated at 0, 1, -1, infinity and modulo x^2 + 1, whose two roots i and -i make one complex product: three
-// real ones (Meng and Brothers, "Efficient Winograd convolution via integer arithmetic", 2019, section 3). Seven products
-// for twelve terms, all of whose coefficients are 0, 1 or -1, so the rounding error is that of Filter3.
+// F(4, 3) interpolated at 0, 1, -1, infinity and modulo x^2 + 1, whose two roots i and -i make one complex product:
+// three real ones (Meng and Brothers, "Efficient Winograd convolution via integer arithmetic", 2019, section 3). Seven
+// products for twelve terms, all of whose coefficients are 0, 1 or -1, so the rounding error is that of Filter3.
 struct Filter3Large {
   static constexpr int kTaps = 3, kInputs = 6, kStep = 4, kOutputs = 4, kValues = 7, kSums = 7, kPairs = 7;
   static constexpr int kValue[kPairs] = {0, 1, 2, 3, 4, 5, 6}, kSum[kPairs] = {0, 1, 2, 3, 4, 5, 6};
