@@ -94,11 +94,10 @@ class SpectralNormList(Case):
 
     def cost(self, problem: Problem, mode: str, itemsize: int) -> Cost:
         count = sum(torch.Size(shape).numel() for shape in shapes(problem["network"]))
-        # Each row that gives a number of u can go into v at once; the other way round, all of v comes before any of u.
-        reads = 2 if problem["v_first"] else 1
+        # Each row that gives a number of u can go into v at once, and each column the other way round.
         if not problem["written"]:
-            return Cost(4 * count, reads * count * itemsize)
-        return Cost(5 * count, (reads + 2) * count * itemsize)  # and for W / sigma, which is written
+            return Cost(4 * count, count * itemsize)
+        return Cost(5 * count, 3 * count * itemsize)  # and for W / sigma, which is written
 
 
 def _iterate(weight: Tensor, u: Tensor, v: Tensor, v_first: bool) -> Tensor:

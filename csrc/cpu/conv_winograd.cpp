@@ -12,7 +12,7 @@ namespace {
 // Tiles of a box: enough that the filters are worth fetching, more where these outgrow the cache that threads share;
 // few enough that V and the sums stay near; and the same number for each thread. Where all tiles are few, each thread
 // should have some; but where V is large so are the filters, and threads share the blocks of channels of one box.
-constexpr int64_t kTiles = 32, kTilesOfLarge = 72, kLargeFilters = 24 * 1024 * 1024, kFewestOfThread = 12;
+constexpr int64_t kTiles = 32, kTilesOfLarge = 72, kLargeFilters = 32 * 1024 * 1024, kFewestOfThread = 12;
 // Where V is more than that, it is made for one row of sums at a time, which all output channels meet; the sums of all
 // of these wait for the last row. V is then read from the cache, and the sums, which are fewer bytes by far than V read
 // once for every block of channels, are written and read once.
