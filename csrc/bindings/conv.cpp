@@ -1,10 +1,9 @@
 #include "cpu/conv.h"
 
 #include <cstring>
-#include <utility>
 #include <vector>
 
-#include "bindings/check.h"
+#include "bindings/conv_arguments.h"
 
 namespace gencore {
 
@@ -180,32 +179,12 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
   args.x_channels_last = in.channels_last;
   args.y = y.mutable_data_ptr();
   args.y_channels_last = out.channels_last;
-  int64_t bytes = 0;
-  ConvPackArgs expected{};
-  expected.groups = groups;
-  expected.size0 = out.channels / groups;
-  expected.size1 = in.channels / groups;
-  for (int a = 0; a < 3; a++) expected.kernel[a] = args.shape.kernel[a];
-  args.winograd = expected.winograd = winograd_of(winograd);
-  expected.columns_first = args.winograd == Winograd::none || !transposed;
-  if (!expected.columns_first) std::swap(expected.size0, expected.size1);
-  expected.dtype = args.dtype;
-  expected.bytes = &bytes;
-  run_pack(expected);
-  check_dense(packed, "packed", ScalarType::Byte, bytes);
-  args.packed = packed.const_data_ptr();
+  args.winograd = winograd_of(winograd);
+  take_packed(packed, args, run_pack);
   if (scale) {
     args.scale_per_sample = scale->dim() == 2;
     check_dense(*scale, "scale", compute_type(type), args.scale_per_sample ? out.batch * out.channels : out.channels);
     args.scale = scale->const_data_ptr();
-  }
-  if (bias) {
-    check_dense(*bias, "bias", compute_type(type), out.channels);
-    args.bias = bias->const_data_ptr();
-  }
-  if (slopes) {
-    check_dense(*slopes, "slopes", compute_type(type), out.channels);
-    args.slopes = slopes->const_data_ptr();
   }
   if (residual) {
     const Image image = image_of(*residual, "residual", type);
@@ -215,10 +194,7 @@ bool forward(const Tensor& x, const Tensor& packed, const std::optional<Tensor>&
     STD_TORCH_CHECK(has_layout(*residual, out.channels_last), "residual must have y's layout");
     args.residual = residual->const_data_ptr();
   }
-  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::prelu), "unknown activation");
-  args.activation = static_cast<Activation>(activation);
-  STD_TORCH_CHECK(args.activation != Activation::prelu || slopes, "prelu needs slopes");
-  args.negative_slope = negative_slope;
+  take_epilogue(bias, slopes, compute_type(type), activation, negative_slope, args);
   STD_TORCH_CHECK(mean.has_value() == var.has_value(), "mean and var go together");
   if (mean) {
     STD_TORCH_CHECK(args.activation == Activation::identity, "there are no statistics after an activation");

@@ -1,10 +1,8 @@
 // Convolutions along one line by minimal filtering: eight taps at a stride of 1. What has a stride of its own is one of
 // these over interleaved phases (gencore/ops/conv_line.py).
 #include <optional>
-#include <tuple>
 
-#include "bindings/check.h"
-#include "cpu/conv.h"
+#include "bindings/conv_arguments.h"
 
 namespace gencore {
 
@@ -49,28 +47,8 @@ bool line_forward(const Tensor& x, const Tensor& packed, const std::optional<Ten
   args.y_phases = y_phases;
   args.dtype = Dtype::float32;
   args.winograd = Winograd::unit;
-  int64_t bytes = 0;
-  ConvPackArgs expected{};
-  expected.groups = 1;
-  expected.size0 = out.channels;
-  expected.size1 = in.channels;
-  for (int a = 0; a < 3; a++) expected.kernel[a] = args.shape.kernel[a];
-  expected.columns_first = true;
-  expected.dtype = args.dtype;
-  expected.winograd = args.winograd;
-  expected.bytes = &bytes;
-  run_conv_winograd_pack(expected);
-  check_dense(packed, "packed", ScalarType::Byte, bytes);
-  args.packed = packed.const_data_ptr();
-  for (const auto& [tensor, name, data] : {std::tuple{&bias, "bias", &args.bias}, {&slopes, "slopes", &args.slopes}}) {
-    if (!*tensor) continue;
-    check_dense(**tensor, name, ScalarType::Float, out.channels);
-    *data = (*tensor)->const_data_ptr();
-  }
-  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::prelu), "unknown activation");
-  args.activation = static_cast<Activation>(activation);
-  STD_TORCH_CHECK(args.activation != Activation::prelu || slopes, "prelu needs slopes");
-  args.negative_slope = negative_slope;
+  take_packed(packed, args, run_conv_winograd_pack);
+  take_epilogue(bias, slopes, ScalarType::Float, activation, negative_slope, args);
   args.gain = 1;
   args.clamp = -1;
   bool finite = true;
