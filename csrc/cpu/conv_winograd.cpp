@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "cpu/ahead.h"
 #include "cpu/conv_tile.h"
 
 namespace gencore::GENCORE_ISA {
@@ -64,6 +65,7 @@ struct WinogradForward {
   int finite = 1;
 
   struct Work {            // one thread's arrays
+    Ahead x, y;            // the input of a later box, and the output of this one
     const float** rows;    // [input][capacity]
     const float** v_rows;  // [value][v_capacity]: of v
     float* v;              // [value][slot of the plane][tile of the plane][channels]
@@ -111,7 +113,7 @@ struct WinogradForward {
     v_stride = v_capacity * v_row + 64 / sizeof(float);
     m_stride = capacity * WinogradLayout::block + 64 / sizeof(float);
     splits = smaller(layout.blocks(), ceil_div(2 * num_threads(), boxes.number));
-    sum_blocks = rows_apart ? ceil_div(layout.blocks(), splits) : 1;
+    sum_blocks = rows_apart ? blocks_of_task() : 1;
   }
 
   // The rows of the inputs of a plane's tiles.
@@ -197,7 +199,24 @@ struct WinogradForward {
         count = 0;
       }
       if (count > 0 || !e.resume) run_block<float, false>(segments, count, box.pixels(), vectors, e);
+      const int64_t call = b % blocks_of_task() * kSums + i * S::kSums + j;
+      w.x.ask(call);
+      w.y.ask(call);
     }
+  }
+
+  // Blocks of channels that a task has, at most.
+  int64_t blocks_of_task() const { return ceil_div(layout.blocks(), splits); }
+
+  // Sets out what a task asks for.
+  void look_ahead(const Box& box, int64_t task, Work& w) const {
+    w.x = w.y = {};
+    if (shape.in_size[0] > 1 || shape.out_size[0] > 1 || args.x_phases > 1) return;
+    const int64_t calls = kSums * blocks_of_task(), later = (task + num_threads()) / splits;
+    if (later > task / splits && later < boxes.number)
+      w.x = Ahead(args.x, args.x_channels_last, shape.in_channels, shape.in_size,
+                  input_box(g, box_at(boxes, shape.batch, g.grid, later)), calls);
+    w.y = Ahead(args.y, args.y_channels_last, shape.out_channels, shape.out_size, output_box(g, box), calls);
   }
 
   // The blocks of channels from `first` to `last` of a box.
@@ -325,6 +344,7 @@ struct WinogradForward {
         [&](int64_t task, Work& w) {
           const Box box = box_at(boxes, shape.batch, g.grid, task / splits);
           const int64_t split = task % splits, blocks = layout.blocks();
+          look_ahead(box, task, w);
           if (!run_blocks(box, blocks * split / splits, blocks * (split + 1) / splits, w))
             __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
         });
