@@ -211,7 +211,7 @@ struct WinogradForward {
   // Sets out what a task asks for.
   void look_ahead(const Box& box, int64_t task, Work& w) const {
     w.x = w.y = {};
-    if (shape.in_size[0] > 1 || shape.out_size[0] > 1 || args.x_phases > 1) return;
+    if (shape.in_size[0] > 1 || shape.out_size[0] > 1 || args.x_phases > 1 || args.y_phases > 1) return;
     const int64_t calls = kSums * blocks_of_task(), later = (task + num_threads()) / splits;
     if (later > task / splits && later < boxes.number)
       w.x = Ahead(args.x, args.x_channels_last, shape.in_channels, shape.in_size,

@@ -52,10 +52,15 @@ void scale_layer(const View<T>& view, C factor, bool backwards) {
 // A first product within these bounds can be multiplied by W before it is divided by its length, without loss.
 constexpr double kShortest = 1e-10, kLongest = 1e10;
 
+// Whether the product that comes first gives the columns' vector.
+template <class T>
+bool columns_first(const SpectralNormArgs& args, const View<T>& view) {
+  return args.v_first != view.swapped;
+}
+
 template <class T, class C = compute_t<T>>
 void normalize_layer(const SpectralNormArgs& args, const SpectralNormLayer& layer, C* space) {
   const View<T> view(layer);
-  const bool columns_first = args.v_first != view.swapped;
   struct Side {
     bool columns;
     C *product, *vector;
@@ -64,7 +69,8 @@ void normalize_layer(const SpectralNormArgs& args, const SpectralNormLayer& laye
   C *row_product = space, *column_product = row_product + view.rows, *rest = column_product + view.columns();
   Side first{false, row_product, view.row_vector, view.rows};
   Side second{true, column_product, view.column_vector, view.columns()};
-  if (columns_first) {
+  const bool by_columns = columns_first(args, view);
+  if (by_columns) {
     const Side rows = first;
     first = second, second = rows;
   }
@@ -76,18 +82,16 @@ void normalize_layer(const SpectralNormArgs& args, const SpectralNormLayer& laye
       multiply_by_columns(view, side.product, backwards);
     backwards = !backwards;
   };
-  const RowsFirst<T> rows_first(view);
-  const ColumnsFirst<T> strips(view);
+  // Both products in one pass, the second without the first's division by its length, which is returned; zero where
+  // that cannot be.
+  const auto multiply_both = [&](const auto& both) {
+    if (!both.possible()) return 0.0;
+    both.run(first.product, second.product, rest, backwards);
+    backwards = !backwards;
+    return __builtin_sqrt(dot(first.product, first.product, first.count));
+  };
   for (int64_t i = 0; i < args.iterations; i++) {
-    double length = 0;
-    if (columns_first ? strips.possible() : rows_first.possible()) {
-      if (columns_first)
-        strips.run(column_product, row_product, rest, backwards);
-      else
-        rows_first.run(row_product, column_product, rest, backwards);
-      backwards = !backwards;
-      length = __builtin_sqrt(dot(first.product, first.product, first.count));
-    }
+    const double length = by_columns ? multiply_both(ColumnsFirst<T>(view)) : multiply_both(RowsFirst<T>(view));
     if (length >= args.eps && length > kShortest && length < kLongest) {
       normalize(first.product, first.count, args.eps, first.vector);
       const C inverse = static_cast<C>(1 / length);
@@ -184,9 +188,8 @@ void spectral_norm(const SpectralNormArgs& args) {
         args.layers, args.count,
         [&](const SpectralNormLayer& layer) {
           const View<scalar_t> view(layer);
-          const bool columns_first = args.v_first != view.swapped;
           return view.rows + view.columns() +
-                 (columns_first ? ColumnsFirst<scalar_t>(view).space() : RowsFirst<scalar_t>(view).space());
+                 (columns_first(args, view) ? ColumnsFirst<scalar_t>(view).space() : RowsFirst<scalar_t>(view).space());
         },
         [&](const SpectralNormLayer& layer, auto* space) { normalize_layer<scalar_t>(args, layer, space); });
   });
